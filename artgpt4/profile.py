@@ -54,11 +54,12 @@ class Foundation:
     "The frozen parts: a ViT with its Q-Former, and a language model."
 
     source: str  # train | download
-    path: str  # folder that holds `vision/` and `language/`, relative to the root
     paintings: int  # pictures that only the foundation sees
     sentences: int  # plain sentences for the language model
     vision_steps: int
     language_steps: int
+    vision_lr: float
+    language_lr: float
     batch_size: int
     image_size: int  # pixels the ViT sees, square
     patch_size: int
@@ -95,7 +96,6 @@ class Stage:
 class Train:
     "Both stages, and what they share."
 
-    schemes: list[str]  # what the main pipeline trains
     weight_decay: float  # on matrices; vectors have none
     max_grad_norm: float  # 0: no clipping
     mixed_precision: str  # no | bf16 | fp16; the trained tensors are fp32 in all of them
@@ -111,6 +111,7 @@ class Evaluate:
     max_new_tokens: int
     num_beams: int
     resamples: int  # bootstrap resamples behind each interval
+    meteor: bool  # score METEOR too, where Java is present (slow)
 
 # %% ../nbs/00_profile.ipynb #ffc922a6
 @dataclass(frozen=True)
@@ -128,6 +129,11 @@ class Profile:
     def data(self) -> Path:
         "What the pipeline makes and downloads."
         return find_root() / "data" / self.name
+
+    @property
+    def foundation_folder(self) -> Path:
+        "The frozen parts: `vision/` and `language/`. The studio's are committed."
+        return find_root() / "foundation" / self.name
 
     @property
     def results(self) -> Path:
