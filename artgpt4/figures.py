@@ -1,4 +1,4 @@
-"""The paper's figures 1 and 2, drawn by asking the modules themselves; and the plots of curves and scores. Another model gives another figure.
+"""The paper's figures 1 and 2, drawn by asking the modules themselves. Another model gives another figure.
 
 Docs: https://artgpt4.github.io/artgpt4/figures.html.md"""
 
@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -20,12 +19,10 @@ from matplotlib.path import Path as Outline
 from torch import nn
 
 from .adapter import PARTS, AdaptedBlock, ImageAdapter, check_block, decoder_blocks
-from .evaluation.content import ATTRIBUTES
-from .profile import InputError
 from .render import FAINT, INK, PALETTE, PAPER
 
 # %% auto #0
-__all__ = ['FLAME', 'ICE', 'Part', 'short', 'widths', 'read_part', 'token_shapes', 'block_parts', 'draw_block',
+__all__ = ['COLUMN', 'FLAME', 'ICE', 'Part', 'short', 'widths', 'read_part', 'token_shapes', 'block_parts', 'draw_block',
            'draw_architecture']
 
 # %% ../nbs/25_figures.ipynb #8b2c1a27
@@ -75,6 +72,9 @@ def read_part(name: str, module: nn.Module) -> Part:
     return Part(name, detail, sum(n for n, _ in counts), sum(n for n, learns in counts if learns))
 
 # %% ../nbs/25_figures.ipynb #1f53decc
+COLUMN = ("vision_model", "qformer", "language_projection")  # what an image passes on its way to the language model
+
+
 @torch.no_grad()
 def token_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
     "(tokens, width) of one image behind `vision_model`, `qformer` and `language_projection`."
@@ -83,22 +83,19 @@ def token_shapes(model: nn.Module) -> dict[str, tuple[int, int]]:
     patches = model.vision_model(blank).last_hidden_state
     queries = model.qformer(query_embeds=model.query_tokens, encoder_hidden_states=patches).last_hidden_state
     projected = model.language_projection(queries.to(model.language_projection.weight.dtype))
-    named = dict(vision_model=patches, qformer=queries, language_projection=projected)
-    return {name: tuple(value.shape[1:]) for name, value in named.items()}
+    return {name: tuple(value.shape[1:]) for name, value in zip(COLUMN, (patches, queries, projected))}
 
 # %% ../nbs/25_figures.ipynb #bc6d21a3
 FLAME, ICE = "#C2410C", "#557086"
 _TINT = {FLAME: "#FBE3D3", ICE: "#E6ECF1"}
-_FLAME_MARK = Outline(
-    [(0, -1), (-0.9, -1), (-1, 0), (-0.35, 0.45), (-0.25, 0.75), (-0.2, 1), (0, 1.3), (0.1, 0.7), (0.9, 0.2), (0.75, -0.5),
-     (0.6, -1), (0.3, -1), (0, -1)],
-    [1] + [4] * 12,
-)  # fmt: skip
+_FLAME_MARK = Outline([(0, -1), (-0.9, -1), (-1, 0), (-0.35, 0.45), (-0.25, 0.75), (-0.2, 1), (0, 1.3), (0.1, 0.7),
+                       (0.9, 0.2), (0.75, -0.5), (0.6, -1), (0.3, -1), (0, -1)], [1] + [4] * 12)  # fmt: skip
 
 
 def _canvas(width: int, height: int) -> tuple[Figure, Axes]:
     "An empty sheet, one unit a hundredth of an inch, the origin at the lower left."
-    fig = plt.figure(figsize=(width / 100, height / 100), facecolor=PAPER, layout="none")
+    fig = plt.figure(figsize=(width / 100, height / 100), facecolor=PAPER, layout="constrained")
+    fig.set_layout_engine("none")  # from now on, whatever the style asks of new figures
     ax = fig.add_axes((0, 0, 1, 1))
     ax.set(xlim=(0, width), ylim=(0, height), aspect="equal")
     ax.axis("off")
@@ -106,7 +103,7 @@ def _canvas(width: int, height: int) -> tuple[Figure, Axes]:
 
 
 def _colour(part: Part) -> str:
-    return FLAME if part.trained else ICE
+    return FLAME if part.share > 0.5 else ICE
 
 # %% ../nbs/25_figures.ipynb #b511897f
 def _mark(ax: Axes, x: float, y: float, trained: bool, text: str = "") -> None:
@@ -128,8 +125,7 @@ def _box(ax: Axes, x: float, y: float, width: float, height: float, part: Part) 
     whole = part.share in (0, 1)
     word = ("frozen", "trained")[bool(part.trained)] if whole else f"{part.share:.1%} trained"
     _mark(ax, x + width - (58 if whole else 92), y + height - 14, part.trained > 0, word)
-    if height >= 54:
-        ax.text(x + 10, y + 12, f"{short(part.parameters)} parameters", va="center", size=8)
+    ax.text(x + 10, y + 13, f"{short(part.parameters)} parameters", va="center", size=8)
     if not whole:
         ax.plot([x + 3, x + width - 3], [y + 1.5] * 2, color="#B9C6D1", lw=3, solid_capstyle="butt")
         ax.plot([x + 3, x + 3 + (width - 6) * part.share], [y + 1.5] * 2, color=FLAME, lw=3, solid_capstyle="butt")
@@ -138,7 +134,7 @@ def _box(ax: Axes, x: float, y: float, width: float, height: float, part: Part) 
 def _line(ax: Axes, *points: tuple[float, float], arrow: bool = True, **style) -> None:
     "A line through points, with a head at its end."
     style = {"color": INK, "lw": 1.3, **style}
-    ax.plot(*zip(*points), solid_joinstyle="round", **style)
+    ax.plot(*zip(*points), **style)
     if arrow:
         ax.annotate("", points[-1], points[-2], arrowprops=dict(arrowstyle="-|>", shrinkA=0, shrinkB=0, **style))
 
@@ -173,24 +169,21 @@ def _branch(ax: Axes, stream: float, y: float, left: float, width: float, norm: 
     return y + 166
 
 
-def _stream(ax: Axes, x: float, y: float, width: float, block: nn.Module, hidden: int) -> tuple[float, float]:
-    "A block along its residual stream from (x, y) upwards; returns the stream's top and the adapter's height (or 0)."
-    parts, stream, left, start, adapter = block_parts(block), x + 22, x + 52, y, 0.0
-    y = _branch(ax, stream, y + 26, left, width - 52, parts["input_layernorm"], parts["self_attn"])
+def _stream(ax: Axes, x: float, y: float, width: float, block: nn.Module) -> int:
+    "A block along its residual stream from (x, y) upwards; returns the adapter's height, or 0."
+    parts, stream, left, adapter = block_parts(block), x + 22, x + 52, 0
+    hidden = block.input_layernorm.weight.shape[-1]
+    ax.text(stream + 10, y + 6, f"residual stream, {hidden} wide", va="center", size=8)
+    first = _branch(ax, stream, y + 26, left, width - 52, parts["input_layernorm"], parts["self_attn"])
+    _line(ax, (stream, y), (stream, first - 16))
     if "adapter" in parts:
-        adapter = y + 42
-        _box(ax, x, y + 14, width, 56, parts["adapter"])
-        _line(ax, (stream, y - 16), (stream, y - 16), arrow=False)
-        _line(ax, (stream, y), (stream, y + 14))
-        lower, y = y + 70, y + 70
-    else:
-        lower = y
-    top = _branch(ax, stream, y + 14, left, width - 52, parts["post_attention_layernorm"], parts["mlp"])
-    _line(ax, (stream, start), (stream, start + 26 + 150), color=INK)
-    _line(ax, (stream, lower), (stream, top - 16))
+        _line(ax, (stream, first), (stream, first + 14))
+        _box(ax, x, first + 14, width, 56, parts["adapter"])
+        adapter, first = first + 42, first + 70
+    top = _branch(ax, stream, first + 14, left, width - 52, parts["post_attention_layernorm"], parts["mlp"])
+    _line(ax, (stream, first), (stream, top - 16))
     _line(ax, (stream, top), (stream, top + 22))
-    ax.text(stream + 10, start + 6, f"residual stream, {hidden} wide", va="center", size=8)
-    return top + 22, adapter
+    return adapter
 
 # %% ../nbs/25_figures.ipynb #2e3ddd50
 def _funnel(ax: Axes, x: float, y: float, below: float, above: float, part: Part) -> None:
@@ -209,7 +202,7 @@ def _draw_adapter(ax: Axes, x: float, y: float, adapter: ImageAdapter) -> None:
     down, up = (read_part(n, getattr(adapter, n)) for n in ("down", "up"))
     narrow, middle = max(10, 200 * adapter.down.out_features / adapter.down.in_features), x + 160
     ax.add_patch(FancyBboxPatch((x + 6, y + 6), 348, 318, "round,pad=6", fc="none", ec=FLAME, lw=1, ls=(0, (4, 3))))
-    ax.text(x + 14, y + 312, f"{type(adapter).__name__}: x + up(act(down(x)))", weight="bold", size=9, va="center")
+    ax.text(x + 46, y + 312, f"{type(adapter).__name__}: x + up(act(down(x)))", weight="bold", size=9, va="center")
     _line(ax, (x + 30, y), (x + 30, y + 272))
     _line(ax, (x + 30, y + 22), (middle, y + 22), (middle, y + 36))
     _funnel(ax, middle, y + 36, 200, narrow, down)
@@ -227,25 +220,25 @@ def _draw_adapter(ax: Axes, x: float, y: float, adapter: ImageAdapter) -> None:
 # %% ../nbs/25_figures.ipynb #bfc4a2bc
 def draw_block(block: nn.Module, name: str = "") -> Figure:
     "A decoder block (paper, figure 2), 800 units wide with an image adapter in it and 380 without; `name`: what to call it."
-    part = read_part(name or type(block).__name__, block)
-    hidden = block.input_layernorm.weight.shape[-1]
-    adapter = getattr(block, "adapter", None)
+    adapter, part = getattr(block, "adapter", None), read_part(name or type(block).__name__, block)
     adapted = isinstance(adapter, ImageAdapter)
-    fig, ax = _canvas(800 if adapted else 380, 540 if adapted else 460)
-    ax.text(20, (540 if adapted else 460) - 22, part.name, weight="bold", size=11, va="center")
-    ax.text(20, (540 if adapted else 460) - 42, f"{short(part.parameters)} parameters, {part.share:.1%} trained", size=8, va="center")
-    _, height = _stream(ax, 20, 10, 350, block, hidden)
+    width, height = (800, 540) if adapted else (380, 460)
+    fig, ax = _canvas(width, height)
+    ax.text(20, height - 22, part.name, weight="bold", size=11, va="center")
+    ax.text(20, height - 42, f"{short(part.parameters)} parameters, {part.share:.1%} trained", size=8, va="center")
+    middle = _stream(ax, 20, 10, 350, block)
     if adapted:
         _draw_adapter(ax, 425, 70, adapter)
         for corner in (70, 400):
-            _line(ax, (370, height), (425, corner), arrow=False, color=FLAME, lw=0.8, ls=(0, (4, 3)))
+            _line(ax, (370, middle), (425, corner), arrow=False, color=FLAME, lw=0.8, ls=(0, (4, 3)))
     return fig
 
 # %% ../nbs/25_figures.ipynb #89146f15
 def _draw_image(ax: Axes, x: float, y: float, size: int, vision, picture) -> None:
     "The image, cut into the patches that the vision transformer sees."
     if picture is not None:
-        ax.imshow(np.asarray(picture.convert("RGB")), extent=(x, x + size, y, y + size), zorder=0)
+        seen = picture.convert("RGB").resize((vision.image_size, vision.image_size))
+        ax.imshow(np.asarray(seen), extent=(x, x + size, y, y + size), interpolation="none", zorder=0)
     lines = np.linspace(0, size, vision.image_size // vision.patch_size + 1)
     style = dict(color=INK if picture is None else "white", lw=0.5, alpha=0.6)
     ax.vlines(x + lines, y, y + size, **style)
@@ -253,16 +246,14 @@ def _draw_image(ax: Axes, x: float, y: float, size: int, vision, picture) -> Non
 
 
 def _draw_tokens(ax: Axes, x: float, y: float, count: int, trained: bool) -> None:
-    "The language model's input: image tokens (at most 12 drawn) between tokens of text, 300 wide."
+    "The language model's input, centred on x: image tokens (at most 12 are drawn) between tokens of text."
     shown = min(count, 12)
+    x -= 7.5 * (shown + 8) - 2
     for i in range(shown + 8):
         image = 4 <= i < shown + 4
         colour = (FLAME if trained else ICE) if image else ICE
         ax.add_patch(Polygon([(x + 15 * i + dx, y + dy) for dx, dy in ((0, 0), (11, 0), (11, 16), (0, 16))],
                              fc=_TINT[colour], ec=colour, lw=1))
-        if image and shown < count and i == shown // 2 + 4:
-            ax.text(x + 15 * i + 5.5, y + 8, "…", ha="center", va="center", size=8)
-    ax.text(x + 15 * (shown + 8) + 4, y + 8, f"text, {count} image\ntokens, text", va="center", size=8, linespacing=1.1)
 
 # %% ../nbs/25_figures.ipynb #2a2cc293
 def _draw_path(ax: Axes, model: nn.Module, picture) -> None:
@@ -271,17 +262,18 @@ def _draw_path(ax: Axes, model: nn.Module, picture) -> None:
     _draw_image(ax, 140, 24, 80, vision, picture)
     ax.text(232, 62, f"pixel_values\n{vision.image_size} × {vision.image_size} pixels,\npatches of {vision.patch_size}",
             va="center", size=8, linespacing=1.3)
-    for name, y in (("vision_model", 132), ("qformer", 232), ("language_projection", 322)):
-        _line(ax, (x, y - 28), (x, y))
+    for name, y in zip(COLUMN, (132, 232, 322)):
+        _line(ax, (x, y - 38 if name == "qformer" else y - 28), (x, y))
         _box(ax, 20, y, 320, 62, read_part(name, getattr(model, name)))
-        _line(ax, (x, y + 62), (x, y + 76), arrow=False)
         ax.text(x + 8, y + 71, "{} tokens, {} wide".format(*shapes[name]), va="center", size=8)
     queries = model.query_tokens
-    _mark(ax, 44, 217, queries.requires_grad, f"query_tokens,\n{queries.shape[1]} × {queries.shape[2]}")
-    _line(ax, (44, 226), (44, 232), lw=1)
-    _line(ax, (x, 398), (x, 412))
-    _draw_tokens(ax, 25, 414, shapes["language_projection"][0], model.language_projection.weight.requires_grad)
-    _line(ax, (x, 434), (x, 452))
+    _mark(ax, 30, 209, queries.requires_grad, f"query_tokens, {queries.shape[1]} × {queries.shape[2]}")
+    _line(ax, (30, 217), (30, 232))
+    _line(ax, (x, 384), (x, 412))
+    count = shapes["language_projection"][0]
+    _draw_tokens(ax, x, 414, count, model.language_projection.weight.requires_grad)
+    _line(ax, (x, 432), (x, 452))
+    ax.text(x + 8, 441, f"text, {count} image tokens, text", va="center", size=8)
     _box(ax, 20, 452, 320, 62, read_part("language_model", model.language_model))
     _line(ax, (x, 514), (x, 536))
     ax.text(x + 8, 526, f"{model.config.text_config.vocab_size:,} logits", va="center", size=8)
@@ -296,7 +288,7 @@ def draw_architecture(model: nn.Module, picture=None, index: int = 0) -> Figure:
     ax.add_patch(FancyBboxPatch((416, 66), 368, height - 32, "round,pad=6", fc="none", ec=ICE, lw=1, ls=(0, (4, 3))))
     for corner, end in ((514, height + 40), (452, 60)):
         _line(ax, (340, corner), (410, end), arrow=False, color=ICE, lw=0.8, ls=(0, (4, 3)))
-    _stream(ax, 426, 72, 350, blocks[index], model.config.text_config.hidden_size)
+    _stream(ax, 426, 72, 350, blocks[index])
     ax.text(776, height + 28, f"block {index} of {len(blocks)}", ha="right", va="center", weight="bold", size=9)
     scheme = f"scheme {model.config.scheme}: {short(whole.trained)} of {short(whole.parameters)} parameters trained, {whole.share:.2%}"
     ax.text(20, 562, whole.name, weight="bold", size=11, va="center")

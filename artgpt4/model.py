@@ -29,8 +29,8 @@ from .profile import InputError
 from .visual import ArtGPT4PreTrainedModel, VisualTokens, VisualTokensConfig, load_part
 
 # %% auto #0
-__all__ = ['ArtGPT4Config', 'ArtGPT4Parts', 'find_image_tokens', 'ArtGPT4Inputs', 'WithoutImages', 'ArtGPT4Generation',
-           'ArtGPT4Beams', 'labelled_columns', 'ArtGPT4ForConditionalGeneration']
+__all__ = ['ArtGPT4Config', 'ArtGPT4Parts', 'find_image_tokens', 'ArtGPT4Inputs', 'ArtGPT4Folders', 'WithoutImages',
+           'ArtGPT4Generation', 'labelled_columns', 'ArtGPT4ForConditionalGeneration']
 
 # %% ../nbs/13_model.ipynb #8b0b23cc
 class ArtGPT4Config(VisualTokensConfig):
@@ -123,22 +123,19 @@ class ArtGPT4Inputs(ArtGPT4Parts):
         projected = self.language_projection(qformer_features.to(self.language_projection.weight.dtype))
         return embeds.masked_scatter(mask[..., None], projected.to(embeds.dtype))
 
-# %% ../nbs/13_model.ipynb #674dce6e
-class WithoutImages(LogitsProcessorList):
-    "Logits processors that see a token of the row's own text where the row has an image."
+# %% ../nbs/13_model.ipynb #95332aba
+class ArtGPT4Folders(ArtGPT4Inputs):
+    "Put together from parts, or loaded as a whole."
 
-    def __init__(self, processors: list, image_token_id: int):
-        super().__init__(processors)
-        self.image_token_id = image_token_id
-
-    def __call__(self, input_ids, scores, **kwargs):  # (rows, tokens), (rows, vocabulary)
-        images = input_ids == self.image_token_id
-        text = input_ids.gather(1, (~images).int().argmax(1, keepdim=True))  # (rows, 1): already in the row
-        return super().__call__(torch.where(images, text, input_ids), scores, **kwargs)
-
-# %% ../nbs/13_model.ipynb #e80ede97
-class ArtGPT4Generation(ArtGPT4Inputs, GenerationMixin):
-    "What `from_pretrained` and `generate` need to know."
+    @classmethod
+    def from_parts(cls, vision, language, dtype=None, **config):
+        "The model of a `VisualTokens` and a causal LM, each a folder or a model; `config`: scheme, adapter_reduction."
+        visual = load_part(vision, VisualTokens, dtype=dtype)
+        language_model = load_part(language, AutoModelForCausalLM, dtype=dtype)
+        sizes = {k: getattr(visual.config, k) for k in ("vision_config", "qformer_config", "num_query_tokens")}
+        model = cls(ArtGPT4Config(**sizes, text_config=language_model.config, **config), visual, language_model)
+        model.generation_config = copy.deepcopy(language_model.generation_config)
+        return model
 
     @classmethod
     def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
@@ -154,6 +151,23 @@ class ArtGPT4Generation(ArtGPT4Inputs, GenerationMixin):
         "The language model's type: what the frozen parts have, whatever is kept in fp32 beside them."
         return self.language_model.get_input_embeddings().weight.dtype
 
+# %% ../nbs/13_model.ipynb #674dce6e
+class WithoutImages(LogitsProcessorList):
+    "Logits processors that see a token of the row's own text where the row has an image."
+
+    def __init__(self, processors: list, image_token_id: int):
+        super().__init__(processors)
+        self.image_token_id = image_token_id
+
+    def __call__(self, input_ids, scores, **kwargs):  # (rows, tokens), (rows, vocabulary)
+        images = input_ids == self.image_token_id
+        text = input_ids.gather(1, (~images).int().argmax(1, keepdim=True))  # (rows, 1): already in the row
+        return super().__call__(torch.where(images, text, input_ids), scores, **kwargs)
+
+# %% ../nbs/13_model.ipynb #ced98504
+class ArtGPT4Generation(ArtGPT4Folders, GenerationMixin):
+    "What `generate` needs to know: images are read once, and each stays with its row."
+
     def prepare_inputs_for_generation(self, input_ids, **kwargs):
         inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)
         ids = inputs.get("input_ids")
@@ -161,10 +175,6 @@ class ArtGPT4Generation(ArtGPT4Inputs, GenerationMixin):
             inputs.pop("pixel_values", None)
             inputs.pop("qformer_features", None)
         return inputs
-
-# %% ../nbs/13_model.ipynb #96b70501
-class ArtGPT4Beams(ArtGPT4Generation):
-    "Several continuations of a row: its images are repeated with it."
 
     def _expand_inputs_for_generation(self, expand_size=1, is_encoder_decoder=False, input_ids=None, **kwargs):
         images = {k: kwargs.pop(k) for k in ("pixel_values", "qformer_features") if kwargs.get(k) is not None}
@@ -189,7 +199,7 @@ def labelled_columns(labels: torch.Tensor) -> torch.Tensor:
     return columns
 
 # %% ../nbs/13_model.ipynb #9668a30a
-class ArtGPT4ForConditionalGeneration(ArtGPT4Beams):
+class ArtGPT4ForConditionalGeneration(ArtGPT4Generation):
     "ArtGPT-4 (paper, section 2): images and text in; logits, loss and answers out."
 
     @can_return_tuple
@@ -210,16 +220,6 @@ class ArtGPT4ForConditionalGeneration(ArtGPT4Beams):
             outputs.loss = cross_entropy(logits.float().flatten(0, 1), labels[:, columns + 1].flatten())
             outputs.logits = None if skip_logits else outputs.logits
         return outputs
-
-    @classmethod
-    def from_parts(cls, vision, language, dtype=None, **config):
-        "The model of a `VisualTokens` and a causal LM, each a folder or a model; `config`: scheme, adapter_reduction."
-        visual = load_part(vision, VisualTokens, dtype=dtype)
-        language_model = load_part(language, AutoModelForCausalLM, dtype=dtype)
-        sizes = {k: getattr(visual.config, k) for k in ("vision_config", "qformer_config", "num_query_tokens")}
-        model = cls(ArtGPT4Config(**sizes, text_config=language_model.config, **config), visual, language_model)
-        model.generation_config = copy.deepcopy(language_model.generation_config)
-        return model
 
 
 AutoConfig.register(ArtGPT4Config.model_type, ArtGPT4Config, exist_ok=True)

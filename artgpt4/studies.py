@@ -13,14 +13,19 @@ from pathlib import Path
 
 import numpy as np
 
-from .files import fingerprint, locked, read_json, recorded, sha256, write_json
+from .answers import caption, describe
+from .evaluation.content import ATTRIBUTES
+from .evaluation.scores import content_hits
+from .features import load_features
+from .files import fingerprint, locked, read_json, read_jsonl, recorded, sha256, write_json
 from .pipeline import answer_rows, score_rows
 from .profile import Profile, Rate, find_root
 from .release import save_trained
-from .stages import train_stage, training_code
+from .stages import build, features_path, train_stage, training_code
 
 # %% auto #0
-__all__ = ['GRID', 'SEEDS', 'T975', 'remembered', 'rate_of', 'best_rate', 'run_rates', 'run_seeds', 'seed_interval']
+__all__ = ['TAUGHT', 'GRID', 'SEEDS', 'T975', 'remembered', 'rate_of', 'named_right', 'best_rate', 'run_rates', 'run_seeds',
+           'seed_interval']
 
 # %% ../nbs/25c_studies.ipynb #05ba184c
 def remembered(folder: Path, settings: dict, work) -> dict:
@@ -36,14 +41,28 @@ def rate_of(peak: float) -> Rate:
     "The studio's three rates from one peak: the warm-up starts, and the cosine ends, at a tenth of it."
     return Rate(init=peak, min=peak / 10, warmup=peak / 10)
 
+# %% ../nbs/25c_studies.ipynb #081f4232
+TAUGHT = {1: ATTRIBUTES[:4], 2: [*ATTRIBUTES, "emotion"]}
+
+
+def named_right(profile: Profile, model, stage: int) -> float:
+    "The mean accuracy of what `stage` teaches to name, over the validation paintings."
+    features = load_features(features_path(profile, "alignment/validation"), sha256(profile.foundation_folder / "vision"))
+    _, processor = build(profile, "projection", profile.seed)
+    say = caption if stage == 1 else describe
+    texts = say(model, processor, features.values, max_new_tokens=profile.evaluate.max_new_tokens, label="validate")
+    truths = read_jsonl(profile.data / "corpora/truth/validation.jsonl")
+    hits = content_hits(dict(zip(features.keys, texts)), truths)
+    return float(np.mean([np.mean(hits[name]) for name in TAUGHT[stage]]))
+
 # %% ../nbs/25c_studies.ipynb #e629bfc0
 GRID = [0.003, 0.01, 0.03]
 
 
 def best_rate(rows: list[dict], scheme: str, stage: int) -> float:
-    "The peak rate with the lowest validation loss; the control `blind` is judged by the same loss as the others."
+    "The peak rate whose model names most of what is there; of equals, the lower loss."
     mine = [r for r in rows if (r["scheme"], r["stage"]) == (scheme, stage)]
-    return min(mine, key=lambda r: r["validation_loss"])["rate"]
+    return max(mine, key=lambda r: (r["named"], -r["validation_loss"]))["rate"]
 
 
 def _trained(profile: Profile, scheme: str, stage: int, seed: int, peak: float | None, folder: Path) -> tuple[dict, Path]:
@@ -59,13 +78,13 @@ def _trained(profile: Profile, scheme: str, stage: int, seed: int, peak: float |
         rate = None if peak is None else rate_of(peak)
         model, _, summary = train_stage(profile, scheme, stage, seed, start, rate)
         save_trained(model, out)
-        return summary
+        return dict(named=named_right(profile, model, stage), **summary)
 
     return remembered(folder, settings, work), out
 
 # %% ../nbs/25c_studies.ipynb #f9ee1eb0
 def run_rates(profile: Profile, schemes: list[str]) -> None:
-    "The grid of peak rates, every scheme and stage, by validation loss; rows in `results/studies/rates.json`."
+    "The grid of peak rates, every scheme and stage, judged on validation; rows in `results/studies/rates.json`."
     result, folder = find_root() / "results/studies/rates.json", find_root() / "checkpoints/studies" / profile.name
     rows = []
     with locked(folder), recorded(result):
@@ -75,7 +94,7 @@ def run_rates(profile: Profile, schemes: list[str]) -> None:
                 for peak in GRID:
                     summary, files[peak] = _trained(profile, scheme, stage, profile.seed, peak, folder)
                     rows.append(dict(scheme=scheme, stage=stage, rate=peak, **summary))
-                    print(f"{scheme}, stage {stage}, rate {peak:g}: validation loss {summary['validation_loss']:.4f}")
+                    print(f"{scheme}, stage {stage}, rate {peak:g}: named right {summary['named']:.3f}")
                 chosen = folder / f"{scheme}-stage{stage}-{profile.seed}-chosen.safetensors"
                 chosen.write_bytes(files[best_rate(rows, scheme, stage)].read_bytes())
         chosen = {s: {f"stage{n}": best_rate(rows, s, n) for n in (1, 2)} for s in schemes}

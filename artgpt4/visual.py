@@ -112,8 +112,10 @@ def load_part(part, kind, **kwargs):
         if kind is VisualTokens and "qformer_config" not in config:
             raise InputError(f"{part}: {config.get('model_type')} has no Q-Former; give BLIP-2's or our own")
         model, info = kind.from_pretrained(part, output_loading_info=True, **kwargs)
-    except OSError as e:
-        raise InputError(f"{part}: no model there ({str(e).splitlines()[0]}); make or download the foundation") from e
+    except InputError:
+        raise
+    except (OSError, ValueError) as e:
+        raise InputError(f"{part}: no {kind.__name__} there ({str(e).splitlines()[0]}); make it first") from e
     if missing := sorted(info["missing_keys"]):
         raise InputError(f"{part}: {len(missing)} tensors are missing, {missing[0]} among them; make it again")
     return model

@@ -1,7 +1,7 @@
 """The reference: one page per module and an overview, from the package's own docstrings and nbdev's `show_doc`."""
+import ast
 import importlib
 import inspect
-import pprint
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -64,12 +64,21 @@ def symbols(module: ModuleType) -> list[Symbol]:
     return found
 
 
+def _assignment(symbol: Symbol) -> str:
+    "The lines of the module that define a constant, the first dozen of them."
+    source = inspect.getsource(importlib.import_module(symbol.module))
+    for node in ast.parse(source).body:
+        targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+        if any(isinstance(n, ast.Name) and n.id == symbol.name for t in targets if t for n in ast.walk(t)):
+            lines = source.splitlines()[node.lineno - 1 : node.end_lineno]
+            return "\n".join([*lines[:12], "..."] if len(lines) > 13 else lines)
+    return symbol.name
+
+
 def _shown(symbol: Symbol) -> str:
-    "The signature with its comments as nbdev shows it, or a constant's value; nothing for a property."
+    "The signature with its comments as nbdev shows it, or a constant's definition; nothing for a property."
     if symbol.kind == "py:data":
-        value = pprint.pformat(symbol.value, width=88, compact=True, sort_dicts=False)
-        value = value if len(value) < 400 else value[:400].rsplit("\n", 1)[0] + "\n..."
-        return f"```python\n{symbol.name} = {value}\n```"
+        return f"```python\n{_assignment(symbol)}\n```"
     if symbol.kind == "py:property":
         return ""
     shown = show_doc(getattr(symbol.value, "__func__", symbol.value))._repr_markdown_()
@@ -80,17 +89,17 @@ def _shown(symbol: Symbol) -> str:
     return f"```python\n{signature}\n```" if signature else ""
 
 
-def _entry(symbol: Symbol, has_source: bool) -> str:
-    source = f":::{{container}} api-source\n{{ref}}`source <source-{symbol.target}>`\n:::" if has_source else ""
+def _entry(symbol: Symbol, label: str | None) -> str:
+    source = f":::{{container}} api-source\n{{ref}}`source <{label}>`\n:::" if label else ""
     body = "\n\n".join(part for part in (_shown(symbol), symbol.text, source) if part)
     return f"`````{{{symbol.kind}}} {symbol.name}\n\n{body}\n`````"
 
 
-def module_page(module: str, chapter: str, sources: set[str]) -> str:
-    "The page of one module; `chapter` is the page that explains it, `sources` the names whose code that page labels."
+def module_page(module: str, chapter: str, labels: dict[str, str]) -> str:
+    "The page of one module; `chapter` is the page that explains it, `labels` lead from a name to its code there."
     loaded = importlib.import_module(module)
     promise = (loaded.__doc__ or "").strip().split("\n\n")[0]
-    entries = [_entry(s, s.target in sources) for s in symbols(loaded)]
+    entries = [_entry(s, labels.get(s.target)) for s in symbols(loaded)]
     explained = f"Explained in the chapter {{doc}}`/{chapter}`."
     return "\n\n".join([f"# {module}", promise, explained, f"```{{py:module}} {module}\n```", *entries]) + "\n"
 

@@ -95,7 +95,7 @@ def run(chapter: Path, copy: Path) -> Run:
     nb, wanted = nbformat.read(chapter, as_version=4), _runs(chapter)
     client = NotebookClient(
         nb, timeout=CELL_SECONDS, kernel_name="python3", resources={"metadata": {"path": str(ROOT / "nbs")}},
-        extra_arguments=["--log-level=ERROR"],
+        extra_arguments=["--log-level=CRITICAL"],
     )  # fmt: skip
     try:
         with client.setup_kernel():

@@ -172,7 +172,7 @@ class Site:
         self.modules = {n: m for n in chapters if (m := module_of(n))}
         self.pages = {n.name: f"{page_name(n)}.ipynb" for n in chapters}
         self.names = public_names(list(dict.fromkeys(self.modules.values())))
-        self.sources: set[str] = set()  # public names whose code is labelled
+        self.labels: dict[str, str] = {}  # public name -> the label of the cell that defines it
 
     def write(self) -> None:
         shutil.rmtree(self.out, ignore_errors=True)
@@ -197,7 +197,7 @@ class Site:
                 if text := output.get("data", {}).get("text/markdown"):
                     output.data["text/markdown"] = outside_code(text, links)
             if "exported" in cell.metadata.get("tags", []) and module:
-                cells += self.labels(module, cell.source)
+                cells += self.label(module, cell.source)
             cells.append(cell)
         if module and cells:
             cells.insert(1, nbformat.v4.new_markdown_cell(
@@ -205,13 +205,13 @@ class Site:
                 f"become the module; the others show it at work.\n:::"))  # fmt: skip
         self.save(self.out / self.pages[notebook.name], cells)
 
-    def labels(self, module: str, source: str) -> list:
-        "A cell with one label for each public name that `source` defines, if it defines any."
+    def label(self, module: str, source: str) -> list:
+        "A cell that labels the code cell behind it, if that defines public names."
         names = [f"{module}.{n}" for n in defined_names(source)]
-        names = [n for n in names if n in self.names and n not in self.sources]
-        self.sources.update(names)
-        text = "\n".join(f"(source-{n})=" for n in names)
-        return [nbformat.v4.new_markdown_cell(text)] if text else []
+        names = [n for n in names if n in self.names and n not in self.labels]
+        label = f"source-{len(self.labels)}"
+        self.labels.update(dict.fromkeys(names, label))
+        return [nbformat.v4.new_markdown_cell(f"({label})=")] if names else []
 
     def write_results(self) -> list[str]:
         "Rendered notebooks as they are; their pages, in order."
@@ -234,7 +234,7 @@ class Site:
         (self.out / "api").mkdir(parents=True, exist_ok=True)
         explained = {module: page_name(notebook) for notebook, module in reversed(self.modules.items())}
         for module, page in explained.items():
-            (self.out / "api" / f"{module}.md").write_text(api.module_page(module, page, self.sources))
+            (self.out / "api" / f"{module}.md").write_text(api.module_page(module, page, self.labels))
         ordered = list(dict.fromkeys(self.modules.values()))
         (self.out / "api" / "index.md").write_text(api.overview_page(ordered))
 

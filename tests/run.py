@@ -94,7 +94,7 @@ def check_tests(checks: Checks) -> None:
         results, log = Path(folder) / "results.jsonl", Path(folder) / "log"
         results.touch()
         environment = os.environ | {"RESULTS": str(results), "PYTHONPATH": str(ROOT / "tests")}
-        command = [sys.executable, "-m", "pytest", "-p", "report", "tests"]
+        command = [sys.executable, "-m", "pytest", "-p", "report", "--continue-on-collection-errors", "tests"]
         with open(log, "wb") as out, open(results, encoding="utf-8") as lines:
             running = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=out, stderr=subprocess.STDOUT)
             ended = False
