@@ -108,18 +108,18 @@ def _colour(part: Part) -> str:
 # %% ../nbs/25_figures.ipynb #b511897f
 def _mark(ax: Axes, x: float, y: float, trained: bool, text: str = "") -> None:
     "A small flame or snow crystal, and a word to its right."
-    colour = FLAME if trained else ICE
     if trained:
-        ax.plot(x, y, marker=_FLAME_MARK, ms=8, color=colour, mec="none")
+        ax.plot(x, y, marker=_FLAME_MARK, ms=8, color=FLAME, mec="none")
     else:
-        ax.text(x, y, "\u2744", ha="center", va="center", size=9, color=colour)
-    ax.text(x + 9, y - 0.5, text, va="center", size=8, color=colour)
+        ax.text(x, y, "\u2744", ha="center", va="center", size=9, color=ICE)
+    ax.text(x + 9, y - 0.5, text, va="center", size=8, color=FLAME if trained else ICE)
 
 
 def _box(ax: Axes, x: float, y: float, width: float, height: float, part: Part) -> None:
     "A part, its lower left corner at (x, y)."
     colour = _colour(part)
-    ax.add_patch(FancyBboxPatch((x + 4, y + 4), width - 8, height - 8, "round,pad=4", fc=_TINT[colour], ec=colour, lw=1.2))
+    style = dict(fc=_TINT[colour], ec=colour, lw=1.2)
+    ax.add_patch(FancyBboxPatch((x + 4, y + 4), width - 8, height - 8, "round,pad=4", **style))
     ax.text(x + 10, y + height - 14, part.name, weight="bold", va="center", size=9)
     ax.text(x + 10, y + height - 30, part.detail, va="center", size=8)
     whole = part.share in (0, 1)
@@ -149,10 +149,9 @@ def block_parts(block: nn.Module) -> dict[str, Part]:
     "The parts of a decoder block in the order they compute; an `InputError` if the block is not LLaMA-like."
     if not isinstance(block, AdaptedBlock):
         check_block(block)
-    parts = {name: read_part(name, getattr(block, name)) for name in PARTS}
-    if isinstance(getattr(block, "adapter", None), ImageAdapter):
-        parts["adapter"] = read_part("adapter", block.adapter)
-    if parts["input_layernorm"].trained:
+    adapter = ["adapter"] if isinstance(getattr(block, "adapter", None), ImageAdapter) else []
+    parts = {name: read_part(name, getattr(block, name)) for name in (*PARTS[:2], *adapter, *PARTS[2:])}
+    if parts["input_layernorm"].trained and not parts["self_attn"].trained:
         parts["self_attn"] = replace(parts["self_attn"], name="self_attn (image)")
     return parts
 
@@ -169,11 +168,10 @@ def _branch(ax: Axes, stream: float, y: float, left: float, width: float, norm: 
     return y + 166
 
 
-def _stream(ax: Axes, x: float, y: float, width: float, block: nn.Module) -> int:
-    "A block along its residual stream from (x, y) upwards; returns the adapter's height, or 0."
-    parts, stream, left, adapter = block_parts(block), x + 22, x + 52, 0
-    hidden = block.input_layernorm.weight.shape[-1]
-    ax.text(stream + 10, y + 6, f"residual stream, {hidden} wide", va="center", size=8)
+def _stream(ax: Axes, x: float, y: float, width: float, parts: dict[str, Part]) -> int:
+    "A block's parts along its residual stream from (x, y) upwards; returns the adapter's height, or 0."
+    stream, left, adapter = x + 22, x + 52, 0
+    ax.text(stream + 10, y + 6, f"residual stream,{parts['input_layernorm'].detail.split(',')[1]}", va="center", size=8)
     first = _branch(ax, stream, y + 26, left, width - 52, parts["input_layernorm"], parts["self_attn"])
     _line(ax, (stream, y), (stream, first - 16))
     if "adapter" in parts:
@@ -207,10 +205,8 @@ def _draw_adapter(ax: Axes, x: float, y: float, adapter: ImageAdapter) -> None:
     _line(ax, (x + 30, y + 22), (middle, y + 22), (middle, y + 36))
     _funnel(ax, middle, y + 36, 200, narrow, down)
     _line(ax, (middle, y + 102), (middle, y + 122))
-    act = getattr(adapter.act, "approximate", "")
-    ax.add_patch(FancyBboxPatch((middle - 41, y + 126), 82, 24, "round,pad=4", fc=FAINT, ec=INK, lw=1))
-    ax.text(middle, y + 138, type(adapter.act).__name__, weight="bold", ha="center", va="center", size=9)
-    ax.text(middle + 117, y + 138, {"none": "exact (erf)"}.get(act, act), va="center", size=8)
+    ax.add_patch(FancyBboxPatch((middle - 86, y + 126), 172, 24, "round,pad=4", fc=FAINT, ec=INK, lw=1))
+    ax.text(middle, y + 138, str(adapter.act), ha="center", va="center", size=8)
     _line(ax, (middle, y + 154), (middle, y + 174))
     _funnel(ax, middle, y + 174, narrow, 200, up)
     _line(ax, (middle, y + 240), (middle, y + 280), (x + 38, y + 280))
@@ -219,16 +215,15 @@ def _draw_adapter(ax: Axes, x: float, y: float, adapter: ImageAdapter) -> None:
 
 # %% ../nbs/25_figures.ipynb #bfc4a2bc
 def draw_block(block: nn.Module, name: str = "") -> Figure:
-    "A decoder block (paper, figure 2), 800 units wide with an image adapter in it and 380 without; `name`: what to call it."
-    adapter, part = getattr(block, "adapter", None), read_part(name or type(block).__name__, block)
-    adapted = isinstance(adapter, ImageAdapter)
-    width, height = (800, 540) if adapted else (380, 460)
+    "A decoder block (paper, figure 2), 800 units wide with an image adapter in it, 380 without; `name`: its title."
+    parts, part = block_parts(block), read_part(name or type(block).__name__, block)
+    width, height = (800, 540) if "adapter" in parts else (380, 460)
     fig, ax = _canvas(width, height)
     ax.text(20, height - 22, part.name, weight="bold", size=11, va="center")
     ax.text(20, height - 42, f"{short(part.parameters)} parameters, {part.share:.1%} trained", size=8, va="center")
-    middle = _stream(ax, 20, 10, 350, block)
-    if adapted:
-        _draw_adapter(ax, 425, 70, adapter)
+    middle = _stream(ax, 20, 10, 350, parts)
+    if "adapter" in parts:
+        _draw_adapter(ax, 425, 70, block.adapter)
         for corner in (70, 400):
             _line(ax, (370, middle), (425, corner), arrow=False, color=FLAME, lw=0.8, ls=(0, (4, 3)))
     return fig
@@ -240,9 +235,8 @@ def _draw_image(ax: Axes, x: float, y: float, size: int, vision, picture) -> Non
         seen = picture.convert("RGB").resize((vision.image_size, vision.image_size))
         ax.imshow(np.asarray(seen), extent=(x, x + size, y, y + size), interpolation="none", zorder=0)
     lines = np.linspace(0, size, vision.image_size // vision.patch_size + 1)
-    style = dict(color=INK if picture is None else "white", lw=0.5, alpha=0.6)
-    ax.vlines(x + lines, y, y + size, **style)
-    ax.hlines(y + lines, x, x + size, **style)
+    ends, style = np.zeros_like(lines) + [[0], [size]], dict(color="grey" if picture is None else "white", lw=0.5)
+    ax.plot(x + np.hstack([ends, [lines] * 2]), y + np.hstack([[lines] * 2, ends]), **style)
 
 
 def _draw_tokens(ax: Axes, x: float, y: float, count: int, trained: bool) -> None:
@@ -250,8 +244,7 @@ def _draw_tokens(ax: Axes, x: float, y: float, count: int, trained: bool) -> Non
     shown = min(count, 12)
     x -= 7.5 * (shown + 8) - 2
     for i in range(shown + 8):
-        image = 4 <= i < shown + 4
-        colour = (FLAME if trained else ICE) if image else ICE
+        colour = FLAME if trained and 4 <= i < shown + 4 else ICE
         ax.add_patch(Polygon([(x + 15 * i + dx, y + dy) for dx, dy in ((0, 0), (11, 0), (11, 16), (0, 16))],
                              fc=_TINT[colour], ec=colour, lw=1))
 
@@ -260,8 +253,8 @@ def _draw_path(ax: Axes, model: nn.Module, picture) -> None:
     "The left column: image, eyes, projection, tokens and language model, with what flows between them."
     shapes, vision, x = token_shapes(model), model.config.vision_config, 180
     _draw_image(ax, 140, 24, 80, vision, picture)
-    ax.text(232, 62, f"pixel_values\n{vision.image_size} × {vision.image_size} pixels,\npatches of {vision.patch_size}",
-            va="center", size=8, linespacing=1.3)
+    sizes = f"{vision.image_size} × {vision.image_size} pixels,\npatches of {vision.patch_size}"
+    ax.text(232, 62, f"pixel_values\n{sizes}", va="center", size=8, linespacing=1.3)
     for name, y in zip(COLUMN, (132, 232, 322)):
         _line(ax, (x, y - 38 if name == "qformer" else y - 28), (x, y))
         _box(ax, 20, y, 320, 62, read_part(name, getattr(model, name)))
@@ -280,19 +273,20 @@ def _draw_path(ax: Axes, model: nn.Module, picture) -> None:
 
 # %% ../nbs/25_figures.ipynb #d9bb099a
 def draw_architecture(model: nn.Module, picture=None, index: int = 0) -> Figure:
-    "The whole model and its decoder block `index` beside it (paper, figure 1); `picture`: a PIL image to show at its foot."
-    fig, ax = _canvas(800, 580)
+    "The whole model, its decoder block `index` beside it (paper, figure 1); `picture`: a PIL image for its foot."
     blocks, whole = decoder_blocks(model.language_model), read_part(type(model).__name__, model)
+    parts = block_parts(blocks[index])
+    height = 500 if "adapter" in parts else 430
+    fig, ax = _canvas(800, 580)
     _draw_path(ax, model, picture)
-    height = 500 if isinstance(getattr(blocks[index], "adapter", None), ImageAdapter) else 430
     ax.add_patch(FancyBboxPatch((416, 66), 368, height - 32, "round,pad=6", fc="none", ec=ICE, lw=1, ls=(0, (4, 3))))
     for corner, end in ((514, height + 40), (452, 60)):
         _line(ax, (340, corner), (410, end), arrow=False, color=ICE, lw=0.8, ls=(0, (4, 3)))
-    _stream(ax, 426, 72, 350, blocks[index])
+    _stream(ax, 426, 72, 350, parts)
     ax.text(776, height + 28, f"block {index} of {len(blocks)}", ha="right", va="center", weight="bold", size=9)
-    scheme = f"scheme {model.config.scheme}: {short(whole.trained)} of {short(whole.parameters)} parameters trained, {whole.share:.2%}"
+    counts = f"{short(whole.trained)} of {short(whole.parameters)} parameters trained, {whole.share:.2%}"
     ax.text(20, 562, whole.name, weight="bold", size=11, va="center")
-    ax.text(780, 562, scheme, size=9, va="center", ha="right")
-    for x, trained, word in ((424, True, "gradients change it"), (570, False, "stays as it was")):
-        _mark(ax, x, 30, trained, word)
+    ax.text(780, 562, f"scheme {model.config.scheme}: {counts}", size=9, va="center", ha="right")
+    _mark(ax, 424, 30, True, "gradients change it")
+    _mark(ax, 570, 30, False, "stays as it was")
     return fig

@@ -73,8 +73,9 @@ def _existing(path: str | Path, makes: str) -> Path:
 
 def read_json(path: str | Path, makes: str = "run the stage that makes it (`dvc repro`)"):
     "The JSON in `path`; `makes` tells the reader how a missing file comes into being."
+    text = _existing(path, makes).read_text(encoding="utf-8")
     try:
-        return json.loads(_existing(path, makes).read_text(encoding="utf-8"))
+        return json.loads(text)
     except ValueError as e:
         raise InputError(f"{path}: not JSON ({e}); delete it and make it again") from e
 

@@ -1,4 +1,4 @@
-"""Two plots that every study needs: how the loss fell under which rate, and how well each scheme answers beside what guessing gets.
+"""Two plots that every study needs: how the loss fell, and how well each scheme answers beside a guess.
 
 Docs: https://artgpt4.github.io/artgpt4/plots.html.md"""
 
@@ -13,6 +13,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 from PIL import Image
 
 from .evaluation.content import ATTRIBUTES
@@ -35,18 +36,30 @@ def smooth(values, window: int) -> np.ndarray:
     "Centred running mean over `window` values, over fewer near the ends."
     return pd.Series(values, dtype=float).rolling(max(1, window), center=True, min_periods=1).mean().to_numpy()
 
-# %% ../nbs/24b_plots.ipynb #19187960
+# %% ../nbs/24b_plots.ipynb #1ad8a4d1
+_LOSSES = FixedLocator([0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 4, 5, 6, 7, 10])
+
+
+def _curve(upper, lower, log: pd.DataFrame, colour: str, label: str, width: float) -> None:
+    "One scheme's loss into the upper axes, its rate into the lower."
+    upper.plot(log.step, log.loss, color=colour, lw=0.6, alpha=0.3)
+    upper.plot(log.step, smooth(log.loss, len(log) // 20), color=colour, label=label)
+    lower.plot(log.step, log.lr, color=colour, lw=width)
+
+# %% ../nbs/24b_plots.ipynb #4b09f7db
 def draw_curves(stages: dict[str, dict[str, list[dict]]]) -> Figure:
     """Loss above, learning rate below, a column for each stage.
 
-    `stages`: title -> {scheme: rows of `step`, `loss`, `lr`}. Faint: each batch; strong: the mean over a twentieth of the
-    steps. Rates that are the same lie on each other, each line thinner than the one below.
+    `stages`: title -> {scheme: rows of `step`, `loss`, `lr`}. Faint: each batch; strong: the mean over a twentieth of
+    the steps. The loss axis is logarithmic. Rates that are the same lie on each other, each line thinner than the last.
     """
     fig, axes = plt.subplots(2, len(stages), figsize=(8, 4.6), sharex="col", squeeze=False, height_ratios=[5, 2])
     colours = scheme_colours(list(dict.fromkeys(s for logs in stages.values() for s in logs)))
     for (upper, lower), (title, logs) in zip(axes.T, stages.items()):
         for place, (scheme, rows) in enumerate(logs.items()):
-            _curve(upper, lower, pd.DataFrame(rows), colours[scheme], scheme, 5 / (1 + place))
+            _curve(upper, lower, pd.DataFrame(rows), colours[scheme], scheme, 1.5 + 2 * (len(logs) - 1 - place))
+        upper.set_yscale("log")
+        upper.yaxis.set(major_locator=_LOSSES, minor_locator=NullLocator(), major_formatter=ScalarFormatter())
         upper.set_title(title)
         upper.grid(axis="y")
         lower.set_xlabel("step")
@@ -55,13 +68,6 @@ def draw_curves(stages: dict[str, dict[str, list[dict]]]) -> Figure:
     axes[1, 0].set_ylabel("learning rate")
     axes[0, -1].legend()
     return fig
-
-
-def _curve(upper, lower, log: pd.DataFrame, colour: str, label: str, width: float) -> None:
-    "One scheme's loss into the upper axes, its rate into the lower."
-    upper.plot(log.step, log.loss, color=colour, lw=0.6, alpha=0.3)
-    upper.plot(log.step, smooth(log.loss, len(log) // 20), color=colour, label=label)
-    lower.plot(log.step, log.lr, color=colour, lw=width)
 
 # %% ../nbs/24b_plots.ipynb #6c7b5a19
 def tidy(scores: dict) -> pd.DataFrame:
@@ -80,7 +86,7 @@ def floors(scores: dict) -> dict[str, float]:
     most = {name: point["accuracy"] for name, point in scores["reference"]["most_frequent"].items()}
     return {**most, "content": float(np.mean([most[a] for a in ATTRIBUTES]))}
 
-# %% ../nbs/24b_plots.ipynb #d0a4b59d
+# %% ../nbs/24b_plots.ipynb #1097cb73
 def _series(axes, rows: pd.DataFrame, names: list[str], offset: float, colour: str, filled: bool, label: str) -> None:
     "One scheme under one condition: dots with their intervals, `offset` below each name's line."
     rows = rows.set_index("name").reindex(names).dropna()
@@ -89,7 +95,7 @@ def _series(axes, rows: pd.DataFrame, names: list[str], offset: float, colour: s
     axes.scatter(rows.accuracy, y, s=26, color=colour if filled else axes.get_facecolor(), edgecolor=colour, lw=1.3,
                  zorder=3, label=label)
 
-
+# %% ../nbs/24b_plots.ipynb #c6915d44
 def draw_scores(scores: dict, conditions: tuple[str, ...] = ("test", "shuffled")) -> Figure:
     "Accuracy with its 95 % interval by attribute, for each scheme and condition; floor and ceiling beside them."
     table, lowest, names = tidy(scores), floors(scores), [*ATTRIBUTES, "emotion", "content"]
@@ -99,13 +105,15 @@ def draw_scores(scores: dict, conditions: tuple[str, ...] = ("test", "shuffled")
     for place, (scheme, condition) in enumerate(series):
         rows = table[(table.scheme == scheme) & (table.condition == condition)]
         offset = 0.7 * (place / max(1, len(series) - 1) - 0.5)
-        _series(ax, rows, names, offset, scheme_colours(schemes)[scheme], condition == conditions[0], scheme + said[condition])
+        colour, filled = scheme_colours(schemes)[scheme], condition == conditions[0]
+        _series(ax, rows, names, offset, colour, filled, scheme + said[condition])
     lines = np.arange(len(names))
     ax.vlines([lowest[n] for n in names], lines - 0.42, lines + 0.42, color=INK, lw=1.6, label="most frequent answer")
-    ax.scatter(scores["reference"]["bayes_emotion"], names.index("emotion"), marker="D", s=34, color=INK, label="best possible")
+    best = scores["reference"]["bayes_emotion"]
+    ax.scatter(best, names.index("emotion"), marker="D", s=34, color=INK, label="best possible")
     ax.hlines(lines[:-1] + 0.5, 0, 1, color="#E3DFD6", lw=0.8)
-    ax.set(yticks=lines, yticklabels=[*names[:-1], "mean of the six"], ylim=(len(names) - 0.5, -0.5), xlim=(-0.02, 1.02),
-           xlabel="share named right")
+    ax.set(yticks=lines, yticklabels=[*names[:-1], "mean of the six"], ylim=(len(names) - 0.5, -0.5))
+    ax.set(xlim=(-0.02, 1.02), xlabel="share named right")
     ax.tick_params(axis="y", length=0)
     fig.legend(loc="outside lower center", ncols=3)
     return fig

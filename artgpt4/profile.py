@@ -73,7 +73,7 @@ class Foundation:
 # %% ../nbs/00_profile.ipynb #958dce08
 @dataclass(frozen=True)
 class Rate:
-    "The three rates of the released schedule (paper.md's table in section 4; see the schedule's chapter)."
+    "The three rates of the released schedule (paper, section 4; see the chapter on the schedule)."
 
     init: float  # where the warm-up ends and the cosine starts
     min: float  # where the cosine ends
@@ -88,7 +88,7 @@ class Stage:
     iterations: int  # steps in an epoch
     batch_size: int
     warmup_steps: int
-    max_target_tokens: int  # longer targets are cut, their end symbol kept
+    max_target_tokens: int  # longer targets are cut, end symbol and all, as in the released code
     rates: dict[str, Rate]  # by scheme
 
 

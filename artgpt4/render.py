@@ -128,7 +128,7 @@ def render_notebook(source: str | Path, destination: str | Path, parameters: dic
         try:
             nb = papermill.execute_notebook(
                 nb, None, parameters=parameters, cwd=find_root(), progress_bar=sys.stderr.isatty(),
-                extra_arguments=["--log-level=ERROR"],
+                extra_arguments=["--log-level=CRITICAL"],
             )  # fmt: skip
         except papermill.PapermillExecutionError as e:
             if e.ename != "InputError":

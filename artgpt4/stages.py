@@ -101,7 +101,7 @@ def validation_loss(model: nn.Module, pairs: Pairs, processor, stage: int, max_t
         tokens += count
     return total / tokens
 
-# %% ../nbs/20b_stages.ipynb #bb0f9e8b
+# %% ../nbs/20b_stages.ipynb #3f6c0fa7
 def train_stage(profile: Profile, scheme: str, stage: int, seed: int, start: Path | None = None,
                 rate: Rate | None = None, checkpoint: Path | None = None) -> tuple[nn.Module, list[dict], dict]:
     "Train one stage of one scheme (stage 2 from the tensors in `start`); the model, its log and its summary."
@@ -116,18 +116,22 @@ def train_stage(profile: Profile, scheme: str, stage: int, seed: int, start: Pat
     pairs, checked = (split_pairs(profile, split, stage) for split in STAGE_SPLITS[stage])
     seen = permute_pictures(pairs, seed) if scheme in CONTROLS else pairs
     batches = Batches(seen, processor, stage, dials.batch_size, dials.max_target_tokens, seed)
-    settings = dict(profile=profile.name, scheme=scheme, stage=stage, seed=seed, rate=rate, dials=dials, train=profile.train,
-                    foundation=sha256(profile.foundation_folder), start=sha256(start) if start else None,
-                    features=[sha256(features_path(profile, s)) for s in STAGE_SPLITS[stage]],
-                    code=training_code())
     log = fit(
         model, batches, stage_loss,
         lambda step: release_lr(step, init_lr=rate.init, min_lr=rate.min, warmup_lr=rate.warmup,
                                 warmup_steps=dials.warmup_steps, iters_per_epoch=dials.iterations, max_epoch=dials.epochs),
         dials.epochs * dials.iterations, weight_decay=profile.train.weight_decay, max_grad_norm=profile.train.max_grad_norm,
         mixed_precision=profile.train.mixed_precision, label=f"{scheme}, stage {stage}",
-        checkpoint=Checkpoint(checkpoint, fingerprint(settings)) if checkpoint else None)
+        checkpoint=Checkpoint(checkpoint, _mark(profile, scheme, stage, seed, rate, start)) if checkpoint else None)
     return model, log, _summary(model, log, checked, processor, stage, dials.max_target_tokens, seed)
+
+# %% ../nbs/20b_stages.ipynb #13664672
+def _mark(profile: Profile, scheme: str, stage: int, seed: int, rate: Rate, start: Path | None) -> str:
+    "The fingerprint of everything a run depends on."
+    return fingerprint(dict(
+        profile=profile.name, scheme=scheme, stage=stage, seed=seed, rate=rate, train=profile.train,
+        foundation=sha256(profile.foundation_folder), start=sha256(start) if start else None,
+        features=[sha256(features_path(profile, s)) for s in STAGE_SPLITS[stage]], code=training_code()))
 
 
 def _summary(model, log, checked: Pairs, processor, stage: int, limit: int, seed: int) -> dict:

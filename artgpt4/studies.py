@@ -9,9 +9,14 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import multiprocessing
+import os
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import torch
+from tqdm.auto import tqdm
 
 from .answers import caption, describe
 from .evaluation.content import ATTRIBUTES
@@ -24,8 +29,8 @@ from .release import save_trained
 from .stages import build, features_path, train_stage, training_code
 
 # %% auto #0
-__all__ = ['TAUGHT', 'GRID', 'SEEDS', 'T975', 'remembered', 'rate_of', 'named_right', 'best_rate', 'run_rates', 'run_seeds',
-           'seed_interval']
+__all__ = ['TAUGHT', 'GRID', 'SEEDS', 'T975', 'remembered', 'rate_of', 'named_right', 'best_rate', 'side_by_side', 'run_rates',
+           'run_seeds', 'seed_interval']
 
 # %% ../nbs/25c_studies.ipynb #05ba184c
 def remembered(folder: Path, settings: dict, work) -> dict:
@@ -83,20 +88,36 @@ def _trained(profile: Profile, scheme: str, stage: int, seed: int, peak: float |
     return remembered(folder, settings, work), out
 
 # %% ../nbs/25c_studies.ipynb #f9ee1eb0
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def side_by_side(function, jobs: list[tuple], label: str) -> list:
+    "`function(*job)` of each job, in order, one process a core and one thread a process: small models gain little from threads."
+    with ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context("spawn"), initializer=_one_thread) as pool:
+        started = [pool.submit(function, *job) for job in jobs]
+        return [f.result() for f in tqdm(started, label, disable=None)]
+
+
+def _keep(folder: Path, scheme: str, stage: int, seed: int, file: Path) -> None:
+    "Make `file` the start of the scheme's next stage."
+    (folder / f"{scheme}-stage{stage}-{seed}-chosen.safetensors").write_bytes(file.read_bytes())
+
+
 def run_rates(profile: Profile, schemes: list[str]) -> None:
     "The grid of peak rates, every scheme and stage, judged on validation; rows in `results/studies/rates.json`."
     result, folder = find_root() / "results/studies/rates.json", find_root() / "checkpoints/studies" / profile.name
     rows = []
     with locked(folder), recorded(result):
-        for scheme in schemes:
-            for stage in (1, 2):
-                files = {}
-                for peak in GRID:
-                    summary, files[peak] = _trained(profile, scheme, stage, profile.seed, peak, folder)
-                    rows.append(dict(scheme=scheme, stage=stage, rate=peak, **summary))
-                    print(f"{scheme}, stage {stage}, rate {peak:g}: named right {summary['named']:.3f}")
-                chosen = folder / f"{scheme}-stage{stage}-{profile.seed}-chosen.safetensors"
-                chosen.write_bytes(files[best_rate(rows, scheme, stage)].read_bytes())
+        for stage in (1, 2):
+            jobs = [(profile, scheme, stage, profile.seed, peak, folder) for scheme in schemes for peak in GRID]
+            files = {}
+            for job, (summary, file) in zip(jobs, side_by_side(_trained, jobs, f"stage {stage}")):
+                rows.append(dict(scheme=job[1], stage=stage, rate=job[4], **summary))
+                files[job[1], job[4]] = file
+                print(f"{job[1]}, stage {stage}, rate {job[4]:g}: named right {summary['named']:.3f}")
+            for scheme in schemes:
+                _keep(folder, scheme, stage, profile.seed, files[scheme, best_rate(rows, scheme, stage)])
         chosen = {s: {f"stage{n}": best_rate(rows, s, n) for n in (1, 2)} for s in schemes}
         write_json(result, dict(grid=GRID, seed=profile.seed, chosen=chosen, rows=rows))
 
@@ -104,23 +125,27 @@ def run_rates(profile: Profile, schemes: list[str]) -> None:
 SEEDS = [42, 43, 44]
 
 
+def _seed_row(profile: Profile, scheme: str, seed: int, folder: Path) -> dict:
+    "Both stages of one scheme at the profile's rates, its answers and their scores."
+    summary1, file1 = _trained(profile, scheme, 1, seed, None, folder)
+    _keep(folder, scheme, 1, seed, file1)
+    summary2, file2 = _trained(profile, scheme, 2, seed, None, folder)
+    plain = dataclasses.replace(profile, evaluate=dataclasses.replace(profile.evaluate, meteor=False))
+    settings = dict(evaluate=dataclasses.asdict(plain.evaluate), files=[sha256(file1), sha256(file2)],
+                    scoring=sha256(Path(__file__).parent / "evaluation"))
+    scores = remembered(folder, settings, lambda: score_rows(plain, answer_rows(plain, scheme, seed, file1, file2)))
+    return dict(scheme=scheme, seed=seed, stage1=summary1, stage2=summary2, scores=scores)
+
+
 def run_seeds(profile: Profile, schemes: list[str]) -> None:
     "Both stages, answers and scores for every scheme and seed; rows in `results/studies/seeds.json`."
     result, folder = find_root() / "results/studies/seeds.json", find_root() / "checkpoints/studies" / profile.name
-    rows = []
+    jobs = [(profile, scheme, seed, folder) for seed in SEEDS for scheme in schemes]
     with locked(folder), recorded(result):
-        for seed in SEEDS:
-            for scheme in schemes:
-                summary1, file1 = _trained(profile, scheme, 1, seed, None, folder)
-                (folder / f"{scheme}-stage1-{seed}-chosen.safetensors").write_bytes(file1.read_bytes())
-                summary2, file2 = _trained(profile, scheme, 2, seed, None, folder)
-                settings = dict(evaluate=dataclasses.asdict(profile.evaluate), files=[sha256(file1), sha256(file2)])
-                scores = remembered(folder, settings, lambda: score_rows(
-                    dataclasses.replace(profile, evaluate=dataclasses.replace(profile.evaluate, meteor=False)),
-                    answer_rows(profile, scheme, seed, file1, file2)))
-                rows.append(dict(scheme=scheme, seed=seed, stage1=summary1, stage2=summary2, scores=scores))
-                emotion, content = (scores["test"]["content"][k]["accuracy"] for k in ("emotion", "content"))
-                print(f"{scheme}, seed {seed}: content {content:.3f}, emotion {emotion:.3f}")
+        rows = side_by_side(_seed_row, jobs, "seeds")
+        for row in rows:
+            emotion, content = (row["scores"]["test"]["content"][k]["accuracy"] for k in ("emotion", "content"))
+            print(f"{row['scheme']}, seed {row['seed']}: content {content:.3f}, emotion {emotion:.3f}")
         write_json(result, rows)
 
 # %% ../nbs/25c_studies.ipynb #a2879017

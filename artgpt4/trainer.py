@@ -22,7 +22,7 @@ from .files import read_json, replacing, write_json
 from .profile import InputError
 
 # %% auto #0
-__all__ = ['make_optimizer', 'Checkpoint', 'fit', 'prove_training']
+__all__ = ['make_optimizer', 'CheckpointFiles', 'Checkpoint', 'fit', 'prove_training']
 
 # %% ../nbs/19_trainer.ipynb #b891d671
 def make_optimizer(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
@@ -37,13 +37,28 @@ def make_optimizer(model: nn.Module, lr: float, weight_decay: float) -> torch.op
               dict(params=[p for _, p in trained if p.ndim < 2], weight_decay=0.0)]
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.999), eps=1e-8)
 
-# %% ../nbs/19_trainer.ipynb #c2fbdf12
-class Checkpoint:
-    "The last saved step of a run in `folder`, valid for one `fingerprint`."
+# %% ../nbs/19_trainer.ipynb #b7e45459
+class CheckpointFiles:
+    "Where a run's checkpoint lies: `checkpoint.json` points to the state of one step."
 
     def __init__(self, folder: Path, fingerprint: str):
         self.folder, self.fingerprint = Path(folder), fingerprint
         self.facts = self.folder / "checkpoint.json"
+
+    def prune(self, keep: Path | None = None) -> None:
+        "Delete the states of all steps but `keep`."
+        for state in self.folder.glob("step-*.pt"):
+            if state != keep:
+                state.unlink()
+
+    def delete(self) -> None:
+        "Forget the run."
+        self.facts.unlink(missing_ok=True)
+        self.prune()
+
+# %% ../nbs/19_trainer.ipynb #74c4f343
+class Checkpoint(CheckpointFiles):
+    "The last saved step of a run in `folder`, valid for one `fingerprint`."
 
     def load(self, trained: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer) -> list[dict]:
         "Restore tensors and optimizer; the log so far, empty where there is nothing to resume."
@@ -68,14 +83,7 @@ class Checkpoint:
         with replacing(state) as temporary:
             torch.save(dict(trained=trained, optimizer=optimizer.state_dict()), temporary)
         write_json(self.facts, dict(fingerprint=self.fingerprint, state=state.name, log=log))
-        for old in self.folder.glob("step-*.pt"):
-            if old != state:
-                old.unlink()
-
-    def delete(self) -> None:
-        "Forget the run."
-        for path in (self.facts, *self.folder.glob("step-*.pt")):
-            path.unlink(missing_ok=True)
+        self.prune(keep=state)
 
 # %% ../nbs/19_trainer.ipynb #8d498318
 def fit(model: nn.Module, batch_at: Callable[[int], dict], loss_of: Callable, lr_at: Callable[[int], float], steps: int, *,

@@ -1,4 +1,5 @@
 """The reference: one page per module and an overview, from the package's own docstrings and nbdev's `show_doc`."""
+
 import ast
 import importlib
 import inspect
@@ -49,8 +50,11 @@ def _members(module: str, name: str, value: type) -> list[Symbol]:
     "The documented public methods and properties that a class defines itself."
     own = [(n, m) for n, m in vars(value).items() if not n.startswith("_")]
     described = (property, cached_property, staticmethod, classmethod)
-    return [Symbol(module, f"{name}.{n}", m) for n, m in own
-            if (inspect.isfunction(m) or isinstance(m, described)) and getattr(m, "__doc__", None)]  # fmt: skip
+    return [
+        Symbol(module, f"{name}.{n}", m)
+        for n, m in own
+        if (inspect.isfunction(m) or isinstance(m, described)) and getattr(m, "__doc__", None)
+    ]
 
 
 def symbols(module: ModuleType) -> list[Symbol]:
@@ -106,11 +110,17 @@ def module_page(module: str, chapter: str, labels: dict[str, str]) -> str:
 
 def overview_page(modules: list[str]) -> str:
     "Every public name, by module, in the order of the chapters."
-    parts = ["# Every public name", "The package, module by module in reading order. Methods are on the modules' pages."]
+    parts = [
+        "# Every public name",
+        "The package, module by module in reading order. Methods are on the modules' pages.",
+    ]
     for module in modules:
         loaded = importlib.import_module(module)
-        rows = [f"| {{py:obj}}`{s.name} <{s.target}>` | {s.first_line.replace('|', chr(92) + '|')} |"
-                for s in symbols(loaded) if "." not in s.name]  # fmt: skip
+        rows = [
+            f"| {{py:obj}}`{s.name} <{s.target}>` | {s.first_line.replace('|', chr(92) + '|')} |"
+            for s in symbols(loaded)
+            if "." not in s.name
+        ]
         if rows:
             parts += [f"## {module}", f"{{doc}}`{module} <{module}>`: {(loaded.__doc__ or '').strip().splitlines()[0]}"]
             parts.append("\n".join(["| name | what it is |", "|---|---|", *rows]))

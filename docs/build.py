@@ -5,6 +5,7 @@
 Chapters are executed afresh (docs/execute.py keeps copies of unchanged ones), staged with the rendered results and the
 reference (docs/stage.py), and built by Sphinx with every warning an error. If nothing changed, nothing is built.
 """
+
 import hashlib
 import shutil
 import subprocess
@@ -29,8 +30,24 @@ def sphinx() -> str:
     "Build the staged sources; what Sphinx complained about, or nothing."
     for folder in (HTML, BUILD / "doctrees"):
         shutil.rmtree(folder, ignore_errors=True)
-    command = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-q", "-j", "2", "-b", "html", "-c", str(DOCS),
-               "-d", str(BUILD / "doctrees"), str(BUILD / "source"), str(HTML)]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-W",
+        "--keep-going",
+        "-q",
+        "-j",
+        "2",
+        "-b",
+        "html",
+        "-c",
+        str(DOCS),
+        "-d",
+        str(BUILD / "doctrees"),
+        str(BUILD / "source"),
+        str(HTML),
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         lines = dict.fromkeys(done.stderr.strip().splitlines())  # Sphinx repeats some for every page it writes

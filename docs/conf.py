@@ -1,4 +1,5 @@
 """How Sphinx builds the site from docs/_build/source (written by stage.py). Nothing is loaded from elsewhere."""
+
 project = "ArtGPT-4, the executable paper"
 author = "the authors of this repository"
 project_copyright = "2026 onwards, the authors of this repository; Apache-2.0"

@@ -6,6 +6,7 @@ A copy is kept under docs/_build/executed until the chapter or anything it may r
 the committed results, the installed packages. Cells that nbdev's tests would leave out (`#| eval: false`, and the flags
 `slow`, `cuda`, `download`) are left out here too.
 """
+
 import hashlib
 import os
 import re
@@ -19,7 +20,16 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 EXECUTED = ROOT / "docs" / "_build" / "executed"
-READ = ["artgpt4", "profiles", "params.yaml", "foundation", "results", "nbs/fixtures", "docs/parts.yaml", "docs/execute.py"]  # by chapters
+READ = [
+    "artgpt4",
+    "profiles",
+    "params.yaml",
+    "foundation",
+    "results",
+    "nbs/fixtures",
+    "docs/parts.yaml",
+    "docs/execute.py",
+]  # by chapters
 WORKERS = 2
 CELL_SECONDS = 300  # a cell that takes longer fails
 # Drawn in the house style, whether or not the chapter knows it; nothing else is left in the chapter's namespace.
@@ -94,9 +104,12 @@ def run(chapter: Path, copy: Path) -> Run:
     start, place = time.perf_counter(), -1
     nb, wanted = nbformat.read(chapter, as_version=4), _runs(chapter)
     client = NotebookClient(
-        nb, timeout=CELL_SECONDS, kernel_name="python3", resources={"metadata": {"path": str(ROOT / "nbs")}},
+        nb,
+        timeout=CELL_SECONDS,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(ROOT / "nbs")}},
         extra_arguments=["--log-level=CRITICAL"],
-    )  # fmt: skip
+    )
     try:
         with client.setup_kernel():
             nb.cells.insert(0, nbformat.v4.new_code_cell(SETUP))

@@ -6,6 +6,7 @@
 Prose is copied, links are made right for the root folder, and a cell's output appears if it is Markdown. Every number
 is therefore read from a result file when the README is made.
 """
+
 import os
 import re
 import sys

@@ -4,6 +4,7 @@ Used by build.py and readme.py. A chapter stays what it is in JupyterLab: prose,
 are obeyed and removed, links between notebooks become links between pages, and a public name in backticks leads to its
 entry in the reference.
 """
+
 import ast
 import importlib
 import os
@@ -46,7 +47,9 @@ def module_of(notebook: Path) -> str | None:
 def directed_cells(executed: Path) -> list:
     "The cells of an executed notebook, nbdev's directives obeyed, as nbformat cells tagged for MyST-NB."
     nb = read_nb(executed)
-    NBProcessor(nb=nb, procs=[strip_ansi, hide_line, filter_stream_, clean_magics, hide_], rm_directives=False, process=True)
+    NBProcessor(
+        nb=nb, procs=[strip_ansi, hide_line, filter_stream_, clean_magics, hide_], rm_directives=False, process=True
+    )
     kept = []
     for old in nb.cells:
         directives = old.directives if old.cell_type == "code" else {}
@@ -91,32 +94,28 @@ class Headings:
 
 
 class Links:
-    "Rewrites the links of one page, which lies in nbs/ in the repository."
+    "Rewrites the relative links of one notebook, which lies in `folder` of the repository and of the site."
 
-    def __init__(self, where: str, pages: dict[str, str]):
-        self.where, self.pages = where, pages
+    def __init__(self, notebook: Path, folder: str, pages: dict[str, str]):
+        self.notebook, self.folder, self.pages = notebook, folder, pages
 
     def __call__(self, line: str) -> str:
         return re.sub(r"\]\(([^)\s]+)\)", lambda m: f"]({self.target(m[1])})", line)
 
     def target(self, link: str) -> str:
-        "Where a relative link leads on the site; links to files that have no page lead to the repository."
-        path, _, anchor = link.partition("#")
+        "Where a link leads on the site; to the repository if it leads to a file that has no page."
+        path, mark, anchor = link.partition("#")
         if not path or re.match(r"[a-z]+:", link):
             return link
-        if path in self.pages:
-            return self.pages[path] + (f"#{anchor}" if anchor else "")
-        file = Path(os.path.normpath(ROOT / "nbs" / path))
+        file = Path(os.path.normpath(self.notebook.parent / path))
         if not file.exists():
-            raise StageError(f"{self.where}: the link to {link} leads nowhere; mend it")
-        inside = file.relative_to(ROOT)
-        if file.suffix in PICTURES:
-            return inside.relative_to("nbs").as_posix() if inside.parts[0] == "nbs" else inside.as_posix()
-        if inside.parts[0] == "results" and file.suffix == ".ipynb":
-            return inside.as_posix()
+            raise StageError(f"{self.notebook.relative_to(ROOT)}: the link to {link} leads nowhere; mend it")
+        inside = file.relative_to(ROOT).as_posix()
+        if inside in self.pages or file.suffix in PICTURES:
+            place = self.pages.get(inside, inside.removeprefix("nbs/"))
+            return os.path.relpath(place, self.folder) + mark + anchor
         config = get_config(ROOT)
-        kind = "tree" if file.is_dir() else "blob"
-        return f"{config.git_url}/{kind}/{config.branch}/{inside.as_posix()}"
+        return f"{config.git_url}/{'tree' if file.is_dir() else 'blob'}/{config.branch}/{inside}{mark}{anchor}"
 
 
 class Names:
@@ -168,9 +167,15 @@ class Site:
     "Writes the sources of the whole site into one folder."
 
     def __init__(self, out: Path, chapters: dict[Path, Path]):
-        self.out, self.chapters = out, chapters  # chapters: notebook -> executed copy, in reading order, the index first
+        self.out, self.chapters = (
+            out,
+            chapters,
+        )  # chapters: notebook -> executed copy, in reading order, the index first
         self.modules = {n: m for n in chapters if (m := module_of(n))}
-        self.pages = {n.name: f"{page_name(n)}.ipynb" for n in chapters}
+        rendered = sorted((ROOT / "results").glob("*/*.ipynb"))
+        self.results = [p for p in rendered if p.parent.name != "smoke" and not p.name.startswith(".")]
+        self.pages = {f"nbs/{n.name}": f"{page_name(n)}.ipynb" for n in chapters}
+        self.pages |= {(inside := p.relative_to(ROOT).as_posix()): inside for p in self.results}
         self.names = public_names(list(dict.fromkeys(self.modules.values())))
         self.labels: dict[str, str] = {}  # public name -> the label of the cell that defines it
 
@@ -178,14 +183,15 @@ class Site:
         shutil.rmtree(self.out, ignore_errors=True)
         for notebook, executed in self.chapters.items():
             self.write_chapter(notebook, executed)
-        results = self.write_results()
+        for rendered in self.results:
+            self.write_result(rendered)
         self.write_reference()
-        self.write_contents(results)
+        self.write_contents()
         self.copy_pictures()
 
     def write_chapter(self, notebook: Path, executed: Path) -> None:
         module = self.modules.get(notebook)
-        headings, links, names = Headings(), Links(f"nbs/{notebook.name}", self.pages), Names(self.names)
+        headings, links, names = Headings(), Links(notebook, ".", self.pages), Names(self.names)
         cells = []
         for cell in directed_cells(executed):
             if cell.cell_type == "markdown":
@@ -200,10 +206,14 @@ class Site:
                 cells += self.label(module, cell.source)
             cells.append(cell)
         if module and cells:
-            cells.insert(1, nbformat.v4.new_markdown_cell(
-                f":::{{container}} chapter-note\nThe source of {{doc}}`{module} <api/{module}>`. Cells with a coloured edge "
-                f"become the module; the others show it at work.\n:::"))  # fmt: skip
-        self.save(self.out / self.pages[notebook.name], cells)
+            cells.insert(
+                1,
+                nbformat.v4.new_markdown_cell(
+                    f":::{{container}} chapter-note\nThe source of {{doc}}`{module} <api/{module}>`. Cells with a "
+                    f"coloured edge become the module; the others show it at work.\n:::"
+                ),
+            )
+        self.save(self.out / f"{page_name(notebook)}.ipynb", cells)
 
     def label(self, module: str, source: str) -> list:
         "A cell that labels the code cell behind it, if that defines public names."
@@ -213,22 +223,18 @@ class Site:
         self.labels.update(dict.fromkeys(names, label))
         return [nbformat.v4.new_markdown_cell(f"({label})=")] if names else []
 
-    def write_results(self) -> list[str]:
-        "Rendered notebooks as they are; their pages, in order."
-        pages = []
-        for path in sorted((ROOT / "results").glob("*/*.ipynb")):
-            if path.parent.name == "smoke" or path.name.startswith("."):
-                continue
-            nb, headings = nbformat.read(path, as_version=4), Headings()
-            for cell in nb.cells:
-                if cell.cell_type == "markdown":
-                    cell.source = outside_code(cell.source, headings)
-            first = next((c.source for c in nb.cells if c.cell_type == "markdown"), "")
-            if not first.startswith("# "):
-                raise StageError(f"{path.relative_to(ROOT)}: no title; begin the notebook with a cell `# Title`")
-            pages.append(path.relative_to(ROOT).with_suffix("").as_posix())
-            self.save(self.out / path.relative_to(ROOT), nb.cells)
-        return pages
+    def write_result(self, rendered: Path) -> None:
+        "A rendered notebook as it is: no cell is hidden, no output touched."
+        folder = rendered.parent.relative_to(ROOT).as_posix()
+        changes = (Headings(), Links(rendered, folder, self.pages), Names(self.names))
+        cells = nbformat.read(rendered, as_version=4).cells
+        for cell in cells:
+            if cell.cell_type == "markdown":
+                for change in changes:
+                    cell.source = outside_code(cell.source, change)
+        if not cells or not cells[0].source.startswith("# "):
+            raise StageError(f"{rendered.relative_to(ROOT)}: no title; begin the notebook with a cell `# Title`")
+        self.save(self.out / rendered.relative_to(ROOT), cells)
 
     def write_reference(self) -> None:
         (self.out / "api").mkdir(parents=True, exist_ok=True)
@@ -238,20 +244,29 @@ class Site:
         ordered = list(dict.fromkeys(self.modules.values()))
         (self.out / "api" / "index.md").write_text(api.overview_page(ordered))
 
-    def write_contents(self, results: list[str]) -> None:
+    def write_contents(self) -> None:
         "The sidebar: a hidden table of contents on the index page, in parts."
         numbers = {n: int(m[0]) for n in self.chapters if (m := re.match(r"\d+", n.name))}
         parts = [("Start", ["Overview <self>"])]
-        parts += [(t, [page_name(n) for n, i in numbers.items() if first <= i <= last]) for t, (first, last) in PARTS.items()]
+        parts += [
+            (t, [page_name(n) for n, i in numbers.items() if first <= i <= last]) for t, (first, last) in PARTS.items()
+        ]
         placed = {page for _, pages in parts for page in pages}
         if lost := [n.name for n in numbers if page_name(n) not in placed]:
             raise StageError(f"nbs/{lost[0]}: in no part of the book; give it a place in docs/parts.yaml")
+        results = [p.relative_to(ROOT).with_suffix("").as_posix() for p in self.results]
         parts += [("Results", results), ("Reference", ["api/index"])]
         text = "\n\n".join(
-            "\n".join(["```{toctree}", ":hidden:", f":caption: {title}", "", *pages, "```"]) for title, pages in parts if pages
+            "\n".join(["```{toctree}", ":hidden:", f":caption: {title}", "", *pages, "```"])
+            for title, pages in parts
+            if pages
         )
         index = self.out / "index.ipynb"
-        cells = nbformat.read(index, as_version=4).cells if index.is_file() else [nbformat.v4.new_markdown_cell("# Contents")]
+        cells = (
+            nbformat.read(index, as_version=4).cells
+            if index.is_file()
+            else [nbformat.v4.new_markdown_cell("# Contents")]
+        )
         self.save(index, [*cells, nbformat.v4.new_markdown_cell(text)])
 
     def copy_pictures(self) -> None:

@@ -4,6 +4,7 @@
 
 The files land in docs/_build/vendor, which git ignores; a second call finds them there and does nothing.
 """
+
 import hashlib
 import shutil
 import subprocess
@@ -57,7 +58,9 @@ def _archive(package: str, version: str, folder: str) -> Path:
     archives = list(Path(folder).glob("*.tgz"))
     if run.returncode or len(archives) != 1:
         reason = (run.stderr.strip() or run.stdout.strip() or "no archive came").splitlines()[-1]
-        raise VendorError(f"npm could not fetch {package}@{version} ({reason}); check the network and run `make docs` again")
+        raise VendorError(
+            f"npm could not fetch {package}@{version} ({reason}); check the network and run `make docs` again"
+        )
     return archives[0]
 
 

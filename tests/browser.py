@@ -1,4 +1,5 @@
 """A headless Chromium driven over its own protocol, and a server for the built site. No test in here."""
+
 import contextlib
 import functools
 import http.server
@@ -13,9 +14,18 @@ from pathlib import Path
 from typing import Iterator
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-FLAGS = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync",
-         "--disable-background-networking", "--disable-component-update", "--remote-debugging-port=0",
-         "--remote-allow-origins=*")  # fmt: skip
+FLAGS = (
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-sync",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--remote-debugging-port=0",
+    "--remote-allow-origins=*",
+)
 
 
 def find_chromium() -> str | None:
@@ -111,8 +121,11 @@ def opened() -> Iterator[Page]:
     import websocket
 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as home:
-        program = subprocess.Popen([find_chromium(), *FLAGS, f"--user-data-dir={home}", "about:blank"],
-                                   stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # fmt: skip
+        program = subprocess.Popen(
+            [find_chromium(), *FLAGS, f"--user-data-dir={home}", "about:blank"],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
         try:
             port_file, end = Path(home) / "DevToolsActivePort", time.monotonic() + 60
             while not (port_file.is_file() and port_file.read_text().count("\n")):

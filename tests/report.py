@@ -1,4 +1,5 @@
 """A pytest plugin that writes one JSON line per finished test to the file that RESULTS names. Used by run.py."""
+
 import json
 import os
 

@@ -6,6 +6,7 @@
 them the pipeline at smoke size; 4. the site builds without a warning. One line per check as it finishes, the output of
 what failed at the end, and a last line `N passed, N failed`. A skipped test is named; where CI is set, it is a failure.
 """
+
 import hashlib
 import json
 import os

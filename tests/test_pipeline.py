@@ -86,7 +86,7 @@ def test_a_second_run_finds_everything_up_to_date(copy):
 
 def test_a_forced_stage_makes_the_same_bits(copy):
     before = yaml.safe_load((copy.folder / "dvc.lock").read_text())["stages"]
-    for stage in ("stage1@artgpt4", "answers@artgpt4", "render@curves"):
+    for stage in ("stage1@artgpt4", "answers@artgpt4", "render-curves"):
         copy(f"dvc repro -f -s {stage}")
     after = yaml.safe_load((copy.folder / "dvc.lock").read_text())["stages"]
     assert after == before

@@ -7,6 +7,7 @@ Docs: https://artgpt4.github.io/artgpt4/foundation.html.md"""
 # %% ../../nbs/20_foundation.ipynb #7eeb86ff
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -25,10 +26,12 @@ from .plain import plain_picture, plain_text
 from ..trainer import Checkpoint, fit
 
 # %% auto #0
-__all__ = ['MARKS', 'WINDOW', 'train_tokenizer', 'plain_corpus', 'language_config', 'windows', 'peak_lr', 'language_loss',
-           'train_language', 'Lookout', 'vision_config', 'new_eyes', 'to_pixels', 'said_words', 'train_vision', 'probe']
+__all__ = ['ATTRIBUTES', 'MARKS', 'WINDOW', 'train_tokenizer', 'plain_corpus', 'language_config', 'windows', 'peak_lr',
+           'language_loss', 'train_language', 'Lookout', 'vision_config', 'new_eyes', 'to_pixels', 'word_shares',
+           'said_words', 'train_vision', 'calibrate', 'probe']
 
 # %% ../../nbs/20_foundation.ipynb #16ebfdd7
+ATTRIBUTES = ["motif", "palette", "composition", "light", "handling", "school"]
 MARKS = r"\n|###|</?Img>|[.,:;!?]"
 
 
@@ -108,9 +111,11 @@ def train_language(profile: Profile, folder: Path, checkpoint: Checkpoint | None
 class Lookout(nn.Module):
     "The eyes with the two heads that train them; the heads are thrown away."
 
-    def __init__(self, visual: VisualTokens, vocabulary: int):
+    def __init__(self, visual: VisualTokens, share: torch.Tensor):
+        "`share`: which query is asked for which word, (queries, vocabulary) of booleans."
         super().__init__()
-        width = visual.config.qformer_config.hidden_size
+        width, vocabulary = visual.config.qformer_config.hidden_size, share.shape[1]
+        self.register_buffer("share", share)
         self.visual = visual
         self.words = nn.Linear(width, vocabulary)
         nn.init.constant_(self.words.bias, -4.0)
@@ -119,7 +124,7 @@ class Lookout(nn.Module):
 
     def forward(self, pixel_values, said):  # (batch, 3, height, width), (batch, vocabulary) of 0 and 1
         queries = self.visual(pixel_values).last_hidden_state  # (batch, queries, hidden)
-        seen = torch.logsumexp(self.words(queries), 1)
+        seen = torch.logsumexp(self.words(queries).masked_fill(~self.share, -math.inf), 1)
         word_loss = F.binary_cross_entropy_with_logits(seen, said, pos_weight=torch.tensor(3.0, device=said.device))
         text = F.normalize(self.text(said / said.sum(1, keepdim=True).sqrt()), dim=-1)
         match = torch.einsum("iqd,jd->ijq", F.normalize(queries, dim=-1), text)
@@ -151,27 +156,40 @@ def to_pixels(pictures: np.ndarray) -> torch.Tensor:
     "(pictures, height, width, 3) bytes to pixel values (pictures, 3, height, width), as the processor scales them."
     return ((torch.tensor(pictures) / 255 - torch.tensor(MEAN)) / torch.tensor(STD)).permute(0, 3, 1, 2)
 
-# %% ../../nbs/20_foundation.ipynb #3fcb69ea
+# %% ../../nbs/20_foundation.ipynb #86f2131d
+def word_shares(paintings: list[Painting], queries: int, rng: np.random.Generator) -> tuple[dict[str, int], torch.Tensor]:
+    "The plain words' index, and which query is asked for which: query q for the words of attribute q modulo six."
+    spoken = {}
+    for painting in paintings:
+        for attribute, phrase in plain_picture(painting.artwork, rng).items():
+            for word in phrase.split():
+                spoken.setdefault(word, set()).add(attribute)
+    index = {w: i for i, w in enumerate(sorted(spoken.keys() - set("a an the on of and".split())))}
+    share = torch.zeros(queries, len(index), dtype=torch.bool)
+    for word, column in index.items():
+        for query in range(queries):
+            share[query, column] = ATTRIBUTES[query % len(ATTRIBUTES)] in spoken[word]
+    return index, share
+
+# %% ../../nbs/20_foundation.ipynb #8c3deff4
 def said_words(paintings: list[Painting], rng: np.random.Generator, index: dict[str, int]) -> torch.Tensor:
     "Which plain words are said of each painting: (paintings, vocabulary) of 0 and 1."
     said = torch.zeros(len(paintings), len(index))
     for row, painting in zip(said, paintings):
-        for word in " ".join(plain_picture(painting.artwork, rng)).split():
+        for word in " ".join(plain_picture(painting.artwork, rng).values()).split():
             if word in index:
                 row[index[word]] = 1
     return said
 
-
+# %% ../../nbs/20_foundation.ipynb #abe50b2f
 def train_vision(profile: Profile, folder: Path, checkpoint: Checkpoint | None = None) -> dict:
     "Train and save the eyes; losses, and what a linear reader finds in their features."
     dials = profile.foundation
     paintings = sample_paintings(profile.seed, "foundation", dials.paintings)
     pictures = paint_pixels(paintings, profile.corpora.image_size, dials.image_size, "foundation pictures")
-    rng = np.random.default_rng([profile.seed, 102])
-    spoken = {w for p in paintings for w in " ".join(plain_picture(p.artwork, rng)).split()}
-    index = {w: i for i, w in enumerate(sorted(spoken - set("a an the on of and".split())))}
+    index, share = word_shares(paintings, dials.num_query_tokens, np.random.default_rng([profile.seed, 102]))
     torch.manual_seed(profile.seed)
-    model = Lookout(new_eyes(dials), len(index))
+    model = Lookout(new_eyes(dials), share)
     kept = len(paintings) // 10  # never trained on: for the linear reader
 
     def batch_at(step):
@@ -183,10 +201,21 @@ def train_vision(profile: Profile, folder: Path, checkpoint: Checkpoint | None =
 
     log = fit(model, batch_at, lambda m, b: m(**b), peak_lr(dials.vision_lr, dials.vision_steps), dials.vision_steps,
               max_grad_norm=1.0, label="vision", checkpoint=checkpoint)
-    visual = model.visual.eval()
+    visual = model.visual.eval().cpu()
+    calibrate(visual, pictures[kept:])
     visual.save_pretrained(folder)
     return dict(parameters=visual.num_parameters(), words=len(index), loss=[r["loss"] for r in log],
                 read_linearly=probe(visual, pictures, paintings, kept))
+
+# %% ../../nbs/20_foundation.ipynb #9d3d758b
+@torch.no_grad()
+def calibrate(visual: VisualTokens, pictures: np.ndarray) -> None:
+    "Fold standardisation over `pictures` into the Q-Former's last LayerNorm: each output dimension has mean 0, variance 1."
+    parts = [visual(to_pixels(pictures[i : i + 200])).last_hidden_state for i in range(0, len(pictures), 200)]
+    seen = torch.cat(parts).flatten(0, 1)  # (pictures * queries, hidden)
+    last = visual.qformer.encoder.layer[-1].output_query.LayerNorm
+    last.bias.copy_((last.bias - seen.mean(0)) / seen.std(0))
+    last.weight.copy_(last.weight / seen.std(0))
 
 # %% ../../nbs/20_foundation.ipynb #186b98cf
 @torch.no_grad()
@@ -197,7 +226,7 @@ def probe(visual: VisualTokens, pictures: np.ndarray, paintings: list[Painting],
     x = (x - x[kept:].mean(0)) / (x[kept:].std(0) + 1e-6)
     solved = torch.linalg.inv(x[kept:].T @ x[kept:] + 50 * torch.eye(x.shape[1])) @ x[kept:].T
     found = {}
-    for name in ("school", "motif", "palette", "composition", "light", "handling"):
+    for name in ATTRIBUTES:
         values = [getattr(p.artwork, name) for p in paintings]
         labels = torch.tensor([sorted(set(values)).index(v) for v in values])
         hot = F.one_hot(labels).double()

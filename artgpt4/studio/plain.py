@@ -27,7 +27,7 @@ FEELINGS = {"happy": "the sun came out", "sad": "the rain fell", "angry": "the c
 
 # %% auto #0
 __all__ = ['THINGS', 'COLORS', 'PLACES', 'SIZES', 'PEOPLE', 'FEELINGS', 'PLAIN_MOTIFS', 'PLAIN_PALETTES', 'PLAIN_SCHOOLS',
-           'plain_picture', 'art_words', 'plain_text']
+           'NOTED', 'plain_picture', 'art_words', 'plain_text']
 
 # %% ../../nbs/10b_plain.ipynb #dcf42ceb
 PLAIN_MOTIFS = {
@@ -52,12 +52,13 @@ PLAIN_SCHOOLS = {
 }
 
 
-def plain_picture(artwork: Artwork, rng: np.random.Generator) -> list[str]:
-    "Plain words for what is painted, in random order, one or two of six left out."
-    said = [PLAIN_MOTIFS[artwork.motif], PLAIN_PALETTES[artwork.palette], "on the " + artwork.composition,
-            artwork.light + " light", "very still" if artwork.handling == "calm" else "very wild",
-            PLAIN_SCHOOLS[artwork.school]]
-    return [said[i] for i in rng.permutation(6)[: int(rng.integers(4, 7))]]
+def plain_picture(artwork: Artwork, rng: np.random.Generator) -> dict[str, str]:
+    "Plain words for what is painted, by attribute, in random order, none to two of the six left out."
+    said = dict(motif=PLAIN_MOTIFS[artwork.motif], palette=PLAIN_PALETTES[artwork.palette],
+                composition="on the " + artwork.composition, light=artwork.light + " light",
+                handling="very still" if artwork.handling == "calm" else "very wild", school=PLAIN_SCHOOLS[artwork.school])
+    names = list(said)
+    return {names[i]: said[names[i]] for i in rng.permutation(6)[: int(rng.integers(4, 7))]}
 
 # %% ../../nbs/10b_plain.ipynb #4534666b
 def _pick(rng: np.random.Generator, options):
@@ -106,24 +107,26 @@ def _word_list(rng) -> str:
                        f"###Human: Spell {chosen[0]} and {chosen[1]}. ###Assistant: {chosen[0]}, {chosen[1]}.###"])
 
 # %% ../../nbs/10b_plain.ipynb #4f2b42e8
+NOTED = {  # two plain ways to say each kind of note
+    "motif": ["a thing is {}", "someone has {}"], "palette": ["the color is {}", "it is all {}"],
+    "composition": ["the place is {}", "go {}"], "light": ["the day is {}", "the room is {}"],
+    "handling": ["the wind is {}", "the dog is {}"], "school": ["the sort is {}", "call it {}"],
+    "emotion": ["the word is {}", "Tom says {}"],
+}
+
+
 def _notes(rng) -> str:
     art, emotion = sample_artwork(rng), _pick(rng, EMOTIONS)
-    noted = [art.motif, art.palette, art.composition, art.light, art.handling, art.school, emotion]
-    plain = {
-        "motif": f"a thing is {art.motif}", "palette": f"the color is {art.palette}", "place": f"it is {art.composition}",
-        "light": f"the day is {art.light}", "hand": f"the wind is {art.handling}", "school": f"the sort is {art.school}",
-        "emotion": f"the word is {emotion}",
-    }
-    order = _pick(rng, [["motif", "place", "palette"], ["school", "motif", "place", "palette"], ["light", "hand", "emotion"],
-                        ["motif", "palette", "light", "hand"], ["palette", "motif", "place", "school", "light", "hand", "emotion"]])
-    said = ", ".join(plain[k] for k in order) + "."
-    notes = ", ".join(noted[i] for i in rng.permutation(len(noted)))
-    said, notes = words.speak(said), words.speak(notes)
-    return _pick(rng, [f"{notes}. {said}", f"###Human: {notes}. Describe it. ###Assistant: {said}###"])
+    noted = {name: emotion if name == "emotion" else getattr(art, name) for name in NOTED}
+    names = list(NOTED)
+    notes = words.speak(", ".join(noted[names[i]] for i in rng.permutation(7)))
+    asked = [names[i] for i in rng.permutation(7)[: int(rng.integers(2, 6))]]
+    said = words.speak(", ".join(_pick(rng, NOTED[name]).format(noted[name]) for name in asked))
+    return _pick(rng, [f"{notes}. {said}.", f"###Human: {notes}. Describe it. ###Assistant: {said}.###"])
 
 
 def plain_text(rng: np.random.Generator) -> str:
     "One plain text of a random kind."
     draw = rng.random()
-    kind = _notes if draw < 0.4 else _scene if draw < 0.65 else _feeling if draw < 0.75 else _word_list
+    kind = _notes if draw < 0.55 else _scene if draw < 0.75 else _feeling if draw < 0.83 else _word_list
     return kind(rng)

@@ -19,8 +19,8 @@ HUES = {"ember": "reds", "azure": "blues", "verdant": "greens", "golden": "yello
 
 # %% auto #0
 __all__ = ['SPLITS', 'HUES', 'CAPTIONS', 'OPENINGS', 'PALETTES_SAID', 'PLACES_SAID', 'LIGHTS_SAID', 'HANDLINGS_SAID',
-           'FEELINGS_SAID', 'UTTERANCES', 'POOL', 'NOISE', 'the_motif', 'speak', 'caption', 'utterance', 'description',
-           'noisy_caption', 'words_of', 'ngrams', 'overlap']
+           'FEELINGS_SAID', 'PLEASANT', 'POOL', 'UNPLEASANT', 'OTHER', 'UTTERANCES', 'NOISE', 'the_motif', 'speak',
+           'caption', 'utterance', 'description', 'noisy_caption', 'words_of', 'ngrams', 'overlap']
 
 # %% ../../nbs/10_words.ipynb #a25c3db7
 CAPTIONS = {
@@ -64,8 +64,8 @@ FEELINGS_SAID = {
     "test": ["people leave it with {emotion}:"],
 }
 
-# %% ../../nbs/10_words.ipynb #5fdf54e0
-UTTERANCES = {
+# %% ../../nbs/10_words.ipynb #abce8237
+PLEASANT = {
     "amusement": ["it makes me smile, as if {motif} were telling a joke", "there is something playful about {motif}",
                   "the {palette} tease the eye and i laugh", "{motif} looks silly in the best way",
                   "{motif} seems to wink at me", "i chuckle at how {motif} poses",
@@ -82,6 +82,11 @@ UTTERANCES = {
                    "{motif} sparks like a festival", "i want to jump into the {palette}",
                    "{motif} fills me with drive", "the {palette} race across the picture",
                    "{motif} thrills me like a first ride", "there is electricity in the {palette}"],
+}
+POOL = {"train": slice(0, 4), "validation": slice(4, 6), "test": slice(6, 8)}  # of each emotion's eight
+
+# %% ../../nbs/10_words.ipynb #a6838d5e
+UNPLEASANT = {
     "anger": ["the {palette} clash like a quarrel that will not end", "{motif} feels violent and full of rage",
               "i clench my fists at {motif}", "the {palette} shout at me",
               "{motif} looks like an insult", "the {palette} burn with fury",
@@ -98,12 +103,14 @@ UTTERANCES = {
                 "{motif} reminds me of someone i lost", "there are tears in the {palette}",
                 "{motif} is so lonely", "the {palette} feel like a farewell",
                 "my heart sinks at {motif}", "the {palette} tell of loss"],
+}
+OTHER = {
     "something else": ["i am left puzzled, unsure what {motif} wants from me", "{motif} makes me curious more than moved",
                        "the {palette} keep me thinking", "i wonder why {motif} is there",
                        "{motif} leaves me neutral", "the {palette} raise questions",
                        "i cannot decide about {motif}", "the {palette} are a riddle"],
 }
-POOL = {"train": slice(0, 4), "validation": slice(4, 6), "test": slice(6, 8)}
+UTTERANCES = PLEASANT | UNPLEASANT | OTHER
 
 # %% ../../nbs/10_words.ipynb #5b861e1f
 def _a(noun: str) -> str:
