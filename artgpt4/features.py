@@ -75,7 +75,7 @@ def save_features(features: Features, path: str | Path, encoder: str) -> None:
     "One safetensors file, with the keys and the hash of the `encoder` that made it."
     with replacing(path) as temporary:
         save_file({"features": features.values.contiguous()}, temporary,
-                  metadata={"keys": json.dumps(features.keys), "encoder": encoder})
+                  metadata={"facts": json.dumps(dict(keys=features.keys, encoder=encoder))})  # one entry: their order varies
 
 
 def load_features(path: str | Path, encoder: str | None = None) -> Features:
@@ -84,9 +84,9 @@ def load_features(path: str | Path, encoder: str | None = None) -> Features:
         raise InputError(f"{path}: no such file; run `dvc repro features`")
     try:
         with safe_open(path, "pt") as f:
-            facts, values = f.metadata(), f.get_tensor("features")
+            facts, values = json.loads(f.metadata()["facts"]), f.get_tensor("features")
     except SafetensorError as e:
         raise InputError(f"{path}: not a safetensors file ({e}); delete it and run `dvc repro features`") from e
     if encoder is not None and facts["encoder"] != encoder:
         raise InputError(f"{path}: made by another encoder ({facts['encoder'][:8]}, not {encoder[:8]}); run `dvc repro features`")
-    return Features(json.loads(facts["keys"]), values)
+    return Features(facts["keys"], values)

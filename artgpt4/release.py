@@ -8,6 +8,7 @@ Docs: https://artgpt4.github.io/artgpt4/release.html.md"""
 from __future__ import annotations
 
 import hashlib
+import json
 import pickle
 import re
 from pathlib import Path
@@ -181,9 +182,9 @@ def base_fingerprint(model) -> str:
 def save_trained(model, path: str | Path) -> None:
     "Write what the scheme trains as safetensors; the metadata name the scheme and the base it was trained on."
     tensors = {n: p.detach().cpu().contiguous() for n, p in model.named_parameters() if p.requires_grad}
-    metadata = {"scheme": model.config.scheme, "base": base_fingerprint(model)}
+    facts = {"scheme": model.config.scheme, "base": base_fingerprint(model)}
     with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata=metadata)
+        save_file(tensors, temporary, metadata={"trained": json.dumps(facts)})  # one entry: their order varies
 
 
 def load_trained(model, path: str | Path) -> list[str]:
@@ -193,12 +194,13 @@ def load_trained(model, path: str | Path) -> list[str]:
     try:
         with safe_open(path, "pt") as f:
             metadata, state = f.metadata() or {}, {name: f.get_tensor(name) for name in f.keys()}
+        facts = json.loads(metadata.get("trained", "{}"))
     except SafetensorError as e:
         raise InputError(f"{path}: not a safetensors file ({e}); train again") from e
-    scheme, mine = metadata.get("scheme"), model.config.scheme
+    scheme, mine = facts.get("scheme"), model.config.scheme
     if scheme != mine:
         raise InputError(f"{path}: trained by scheme {scheme!r}, the model is set to {mine!r}; call set_scheme first")
     _check_fit(model, state, {n for n, p in model.named_parameters() if p.requires_grad}, str(path))
-    if metadata.get("base") != base_fingerprint(model):
+    if facts.get("base") != base_fingerprint(model):
         raise InputError(f"{path}: trained on another base than this model's frozen part; load the base it came with")
     return _copy(model, state)
