@@ -98,7 +98,7 @@ class Train:
 
     weight_decay: float  # on matrices; vectors have none
     max_grad_norm: float  # 0: no clipping
-    mixed_precision: str  # no | bf16 | fp16; the trained tensors are fp32 in all of them
+    mixed_precision: str  # fp32 | bf16 | fp16; the trained tensors are fp32 in all of them
     stage1: Stage
     stage2: Stage
 

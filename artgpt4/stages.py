@@ -26,8 +26,8 @@ from .schedule import release_lr
 from .trainer import Checkpoint, fit
 
 # %% auto #0
-__all__ = ['STAGE_SPLITS', 'CONTROLS', 'TRAINING_CODE', 'read_split', 'encode_split', 'features_path', 'split_pairs', 'build',
-           'training_code', 'stage_loss', 'validation_loss', 'train_stage']
+__all__ = ['STAGE_SPLITS', 'CONTROLS', 'TRAINING_CODE', 'PRECISIONS', 'read_split', 'encode_split', 'features_path',
+           'split_pairs', 'build', 'training_code', 'stage_loss', 'validation_loss', 'train_stage']
 
 # %% ../nbs/20b_stages.ipynb #7e3da2c9
 STAGE_SPLITS = {1: ("shards/train", "shards/validation"), 2: ("alignment/train", "alignment/validation")}
@@ -82,6 +82,9 @@ def training_code() -> str:
     return fingerprint([sha256(Path(__file__).parent / f"{name}.py") for name in TRAINING_CODE])
 
 
+PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}  # ours, and Accelerate's names; a bare `no` is false in YAML
+
+
 def stage_loss(model: nn.Module, batch: dict) -> torch.Tensor:
     "Mean cross entropy of the target tokens of a batch."
     return model(**batch, skip_logits=True).loss
@@ -121,7 +124,7 @@ def train_stage(profile: Profile, scheme: str, stage: int, seed: int, start: Pat
         lambda step: release_lr(step, init_lr=rate.init, min_lr=rate.min, warmup_lr=rate.warmup,
                                 warmup_steps=dials.warmup_steps, iters_per_epoch=dials.iterations, max_epoch=dials.epochs),
         dials.epochs * dials.iterations, weight_decay=profile.train.weight_decay, max_grad_norm=profile.train.max_grad_norm,
-        mixed_precision=profile.train.mixed_precision, label=f"{scheme}, stage {stage}",
+        mixed_precision=PRECISIONS[profile.train.mixed_precision], label=f"{scheme}, stage {stage}",
         checkpoint=Checkpoint(checkpoint, _mark(profile, scheme, stage, seed, rate, start)) if checkpoint else None)
     return model, log, _summary(model, log, checked, processor, stage, dials.max_target_tokens, seed)
 
