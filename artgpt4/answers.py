@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from .processor import DESCRIBE, IMAGE_PLACE, STAGE1_END, STAGE2_END, STAGE2_PROMPT, pad_left
+from .processor import pad_left
+from .prompts import DESCRIBE, IMAGE_PLACE, STAGE1_END, STAGE2_END, STAGE2_PROMPT
 
 # %% auto #0
 __all__ = ['answer', 'describe', 'caption', 'shuffled']

@@ -14,7 +14,7 @@ import torch
 
 from .data.records import Records
 from .features import Features
-from .processor import DESCRIBE, IMAGE_PLACE, STAGE1_END, STAGE2_END, STAGE2_PROMPT, clean_caption
+from .prompts import DESCRIBE, IMAGE_PLACE, STAGE1_END, STAGE2_END, STAGE2_PROMPT, clean_caption
 from .profile import InputError
 
 # %% auto #0
@@ -48,7 +48,7 @@ def make_pairs(records: Records, features: Features, stage: int) -> Pairs:
         raise InputError(f"stage {stage}: no pair with features; run `dvc repro features`")
     return Pairs(features, np.array(rows), texts)
 
-
+# %% ../nbs/17_batches.ipynb #ae4499fe
 def permute_pictures(pairs: Pairs, seed: int) -> Pairs:
     "The control `blind`: every text gets another pair's picture, none its own (a random cycle)."
     order = np.random.default_rng([seed, 17]).permutation(len(pairs))

@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 
 from .data.records import Record, Report
 from .files import replacing
-from .processor import to_pixel_values
+from .pixels import to_pixel_values
 from .profile import InputError
 
 # %% auto #0

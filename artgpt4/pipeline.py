@@ -64,8 +64,10 @@ def run_features(profile: Profile, split: str) -> None:
 
 
 def weights_path(profile: Profile, scheme: str, stage: int) -> Path:
-    "Where a stage's trained tensors lie."
-    return profile.data / "models" / scheme / f"stage{stage}.safetensors"
+    "Where a stage's trained tensors lie: stage 1's among the data; stage 2's, small enough to commit, among the results."
+    if stage == 1:
+        return profile.data / "models" / scheme / "stage1.safetensors"
+    return profile.results / "models" / f"{scheme}.safetensors"
 
 
 def run_train(profile: Profile, scheme: str, stage: int) -> None:

@@ -7,83 +7,18 @@ Docs: https://artgpt4.github.io/artgpt4/processor.html.md"""
 # %% ../nbs/14_processor.ipynb #0c5b5b22
 from __future__ import annotations
 
-import math
-import re
-
-import numpy as np
 import torch
-from PIL import Image
 from transformers import AutoProcessor
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
 from .model import ArtGPT4Config
+from .pixels import as_rgb, random_box, to_pixel_values
 from .profile import InputError
+from .prompts import IMAGE_PLACE
 
 # %% auto #0
-__all__ = ['MEAN', 'STD', 'IMAGE_PLACE', 'STAGE1_END', 'STAGE2_PROMPT', 'STAGE2_END', 'DESCRIBE', 'as_rgb', 'to_pixel_values',
-           'random_box', 'clean_caption', 'Encoder', 'pad_left', 'ArtGPT4Processor']
-
-# %% ../nbs/14_processor.ipynb #a5acefe2
-MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, as BLIP-2 uses them
-STD = (0.26862954, 0.26130258, 0.27577711)
-
-
-def as_rgb(image) -> Image.Image:
-    "A PIL image in RGB; an `InputError` for anything else."
-    if not isinstance(image, Image.Image):
-        raise InputError(f"image: a {type(image).__name__}, not a PIL image; open it with PIL.Image.open")
-    try:
-        return image.convert("RGB")
-    except (OSError, SyntaxError) as e:  # PIL decodes when the pixels are first needed
-        raise InputError(f"image {getattr(image, 'filename', '')}: cannot be decoded ({e}); leave it out") from e
-
-
-def to_pixel_values(image: Image.Image, size: int, box=None) -> torch.Tensor:
-    "`image`, or its part `box` (left, top, right, bottom), squeezed to a square, in CLIP's scale: (3, size, size)."
-    image = as_rgb(image)
-    image = (image.crop(box) if box else image).resize((size, size), Image.Resampling.BICUBIC)
-    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float().div(255)  # (3, size, size), 0 to 1
-    mean, std = (torch.tensor(v)[:, None, None] for v in (MEAN, STD))
-    return (pixels - mean) / std
-
-# %% ../nbs/14_processor.ipynb #8d27541c
-def random_box(
-    width: int, height: int, generator: torch.Generator | None = None, scale=(0.5, 1.0), ratio=(3 / 4, 4 / 3)
-) -> tuple[int, int, int, int]:
-    "A random part of an image (left, top, right, bottom), in pixels: `scale` of its area, `ratio` of width to height."
-    low, high = torch.log(torch.tensor(ratio)).tolist()
-    for _ in range(10):
-        area = width * height * torch.empty(1).uniform_(*scale, generator=generator).item()
-        aspect = torch.exp(torch.empty(1).uniform_(low, high, generator=generator)).item()
-        w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < w <= width and 0 < h <= height:
-            top = torch.randint(height - h + 1, (1,), generator=generator).item()
-            left = torch.randint(width - w + 1, (1,), generator=generator).item()
-            return left, top, left + w, top + h
-    w = min(width, round(height * ratio[1]))  # ten misses: the largest central part within the ratio
-    h = min(height, round(width / ratio[0]))
-    left, top = (width - w) // 2, (height - h) // 2
-    return left, top, left + w, top + h
-
-# %% ../nbs/14_processor.ipynb #903f1363
-def clean_caption(text: str, max_words: int = 50) -> str:
-    "Stage 1's caption: lower case, `.!\"()*#:;~` as spaces, doubled white space as one space, at most 50 words."
-    text = re.sub(r"[.!\"()*#:;~]", " ", text.lower())
-    words = re.sub(r"\s{2,}", " ", text).rstrip("\n").strip(" ").split(" ")
-    return " ".join(words[:max_words])
-
-# %% ../nbs/14_processor.ipynb #162bb0fc
-IMAGE_PLACE = "<ImageHere>"
-STAGE1_END = "\n"
-STAGE2_PROMPT = "###Human: <Img><ImageHere></Img> {instruction} ###Assistant: "
-STAGE2_END = "###"
-DESCRIBE = (
-    "Describe this artwork in detail.",
-    "Tell me everything you can see in this picture, as precisely as you can.",
-    "Write a detailed description of this image.",
-    "Look closely at this work and describe it thoroughly.",
-)
+__all__ = ['Encoder', 'pad_left', 'ArtGPT4Processor']
 
 # %% ../nbs/14_processor.ipynb #d4c9f081
 class Encoder(ProcessorMixin):
@@ -123,7 +58,7 @@ def pad_left(rows: list[list[int]], pad_id: int) -> tuple[torch.Tensor, torch.Te
     mask = torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in rows])
     return ids, mask
 
-
+# %% ../nbs/14_processor.ipynb #b2d23e4f
 class ArtGPT4Processor(Encoder):
     "Images to `pixel_values`; text with `<ImageHere>` to `input_ids` with `num_query_tokens` places for each image."
 

@@ -48,7 +48,7 @@ class Corpora:
     image_size: int  # painted pixels, square
     shard_size: int  # pairs in one WebDataset tar
 
-
+# %% ../nbs/00_profile.ipynb #608fa1cc
 @dataclass(frozen=True)
 class Foundation:
     "The frozen parts: a ViT with its Q-Former, and a language model."
@@ -91,7 +91,7 @@ class Stage:
     max_target_tokens: int  # longer targets are cut, end symbol and all, as in the released code
     rates: dict[str, Rate]  # by scheme
 
-
+# %% ../nbs/00_profile.ipynb #3020b691
 @dataclass(frozen=True)
 class Train:
     "Both stages, and what they share."

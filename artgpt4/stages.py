@@ -74,7 +74,7 @@ def build(profile: Profile, scheme: str, seed: int) -> tuple[ArtGPT4ForCondition
     return model, processor
 
 
-TRAINING_CODE = ["adapter", "model", "processor", "features", "batches", "schedule", "trainer", "stages"]
+TRAINING_CODE = ["pixels", "prompts", "visual", "adapter", "model", "processor", "features", "batches", "schedule", "trainer", "stages"]
 
 
 def training_code() -> str:

@@ -43,8 +43,8 @@ def remembered(folder: Path, settings: dict, work) -> dict:
 
 
 def rate_of(peak: float) -> Rate:
-    "The studio's three rates from one peak: the warm-up starts, and the cosine ends, at a tenth of it."
-    return Rate(init=peak, min=peak / 10, warmup=peak / 10)
+    "The studio's three rates from one peak: the warm-up starts at a tenth of it, the cosine ends at a fiftieth."
+    return Rate(init=peak, min=peak / 50, warmup=peak / 10)
 
 # %% ../nbs/25c_studies.ipynb #081f4232
 TAUGHT = {1: ATTRIBUTES[:4], 2: [*ATTRIBUTES, "emotion"]}
@@ -98,7 +98,7 @@ def side_by_side(function, jobs: list[tuple], label: str) -> list:
         started = [pool.submit(function, *job) for job in jobs]
         return [f.result() for f in tqdm(started, label, disable=None)]
 
-
+# %% ../nbs/25c_studies.ipynb #b88cbd81
 def _keep(folder: Path, scheme: str, stage: int, seed: int, file: Path) -> None:
     "Make `file` the start of the scheme's next stage."
     (folder / f"{scheme}-stage{stage}-{seed}-chosen.safetensors").write_bytes(file.read_bytes())

@@ -16,7 +16,8 @@ from safetensors.torch import load_file
 
 from artgpt4.adapter import decoder_blocks, set_scheme
 from artgpt4.model import ArtGPT4Config, ArtGPT4ForConditionalGeneration
-from artgpt4.processor import MEAN, STD, clean_caption, random_box, to_pixel_values
+from artgpt4.pixels import MEAN, STD, random_box, to_pixel_values
+from artgpt4.prompts import clean_caption
 from artgpt4.release import BUFFERS, export_release, load_release, our_name, released_name
 
 FOLDER = os.environ.get("ARTGPT4_REFERENCE")

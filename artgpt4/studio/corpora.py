@@ -149,7 +149,7 @@ def write_artworks(profile: Profile, folder: Path, split: str, count: int) -> li
         for path in (folder / f"alignment/{split}/image/{i:05d}.jpg", folder / f"artemis/{split}/{painting.name}.jpg"):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(picture)
-        for emotion in chosen[: 1 if split == "train" else REFERENCES]:
+        for emotion in [leading_emotion(votes(chosen)) or chosen[0]] if split == "train" else chosen[:REFERENCES]:
             pairs.append(dict(image_id=f"{i:05d}", caption=words.description(art, emotion, pool, rng)))
         for emotion in chosen:
             rows.append(dict(art_style=style, painting=name, emotion=emotion,

@@ -17,21 +17,24 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import Blip2QFormerConfig, Blip2VisionConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from ..model import VisualTokens, VisualTokensConfig
-from ..processor import MEAN, STD
+from ..data.emotions import EMOTIONS
+from ..pixels import MEAN, STD
 from ..profile import Foundation, Profile
+from ..prompts import DESCRIBE, STAGE2_PROMPT
 from ..schedule import release_lr
 from .corpora import Painting, paint_pixels, sample_paintings
+from .feelings import emotion_distribution
 from .plain import plain_picture, plain_text
 from ..trainer import Checkpoint, fit
+from ..visual import VisualTokens, VisualTokensConfig
 
 # %% auto #0
 __all__ = ['ATTRIBUTES', 'MARKS', 'WINDOW', 'train_tokenizer', 'plain_corpus', 'language_config', 'windows', 'peak_lr',
            'language_loss', 'train_language', 'Lookout', 'vision_config', 'new_eyes', 'to_pixels', 'word_shares',
-           'said_words', 'train_vision', 'calibrate', 'probe']
+           'said_words', 'train_vision', 'calibrate', 'likeliest', 'probe']
 
 # %% ../../nbs/20_foundation.ipynb #16ebfdd7
-ATTRIBUTES = ["motif", "palette", "composition", "light", "handling", "school"]
+ATTRIBUTES = ["motif", "palette", "composition", "light", "handling", "school", "mood"]
 MARKS = r"\n|###|</?Img>|[.,:;!?]"
 
 
@@ -42,7 +45,8 @@ def train_tokenizer(texts: list[str], vocab_size: int) -> PreTrainedTokenizerFas
         [pre_tokenizers.Split(Regex(MARKS), "isolated"), pre_tokenizers.Metaspace(prepend_scheme="never")])
     core.decoder = decoders.Metaspace(prepend_scheme="never")
     letters = [chr(c) for c in range(33, 127)] + ["\n"]
-    core.train_from_iterator(texts, trainers.BpeTrainer(
+    prompts = [STAGE2_PROMPT.format(instruction=i) for i in DESCRIBE] * max(2, len(texts) // 1000)
+    core.train_from_iterator([*texts, *prompts], trainers.BpeTrainer(
         vocab_size=vocab_size, special_tokens=["<unk>", "<s>", "</s>", "<pad>"], initial_alphabet=letters,
         show_progress=False))
     return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", bos_token="<s>", eos_token="</s>",
@@ -158,7 +162,7 @@ def to_pixels(pictures: np.ndarray) -> torch.Tensor:
 
 # %% ../../nbs/20_foundation.ipynb #86f2131d
 def word_shares(paintings: list[Painting], queries: int, rng: np.random.Generator) -> tuple[dict[str, int], torch.Tensor]:
-    "The plain words' index, and which query is asked for which: query q for the words of attribute q modulo six."
+    "The plain words' index, and which query is asked for which: query q for the words of attribute q modulo seven."
     spoken = {}
     for painting in paintings:
         for attribute, phrase in plain_picture(painting.artwork, rng).items():
@@ -218,6 +222,11 @@ def calibrate(visual: VisualTokens, pictures: np.ndarray) -> None:
     last.weight.copy_(last.weight / seen.std(0))
 
 # %% ../../nbs/20_foundation.ipynb #186b98cf
+def likeliest(artwork) -> str:
+    "The emotion most viewers would feel before `artwork`."
+    return EMOTIONS[int(emotion_distribution(artwork).argmax())]
+
+
 @torch.no_grad()
 def probe(visual: VisualTokens, pictures: np.ndarray, paintings: list[Painting], kept: int) -> dict[str, float]:
     "Accuracy of a ridge regression from features to each attribute on the first `kept` paintings, fitted on the rest."
@@ -227,7 +236,7 @@ def probe(visual: VisualTokens, pictures: np.ndarray, paintings: list[Painting],
     solved = torch.linalg.inv(x[kept:].T @ x[kept:] + 50 * torch.eye(x.shape[1])) @ x[kept:].T
     found = {}
     for name in ATTRIBUTES:
-        values = [getattr(p.artwork, name) for p in paintings]
+        values = [likeliest(p.artwork) if name == "mood" else getattr(p.artwork, name) for p in paintings]
         labels = torch.tensor([sorted(set(values)).index(v) for v in values])
         hot = F.one_hot(labels).double()
         scores = x[:kept] @ (solved @ (hot[kept:] - hot[kept:].mean(0))) + hot[kept:].mean(0)

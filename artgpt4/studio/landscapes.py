@@ -274,7 +274,7 @@ def _church(scene: Scene, sheet: Sheet):
         sheet.polygon(window, mix(accent, pale, 0.5), at=at)
     sheet.polygon([(0.08, 0.88), (0.14, 0.88), (0.3, 1.02), (-0.1, 1.02)], mix(accent, light, 0.4), 0.8, at=x)
 
-
+# %% ../../nbs/07b_landscapes.ipynb #7092ae42
 def _bare_trees(scene: Scene, sheet: Sheet):
     "Leafless trees, every twig a nerve."
     rng, dark = scene.rng, scene.colours[0]

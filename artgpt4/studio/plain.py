@@ -13,6 +13,7 @@ import numpy as np
 
 from ..data.emotions import EMOTIONS
 from . import words
+from .feelings import emotion_distribution
 from .painter import COMPOSITIONS, HANDLINGS, LIGHTS, MOTIFS, PALETTES, SCHOOLS, Artwork, sample_artwork
 
 THINGS = ("boat tree house ball bottle clock egg bird moon sun hill wave bowl guitar door lamp dog cat car bridge "
@@ -27,7 +28,7 @@ FEELINGS = {"happy": "the sun came out", "sad": "the rain fell", "angry": "the c
 
 # %% auto #0
 __all__ = ['THINGS', 'COLORS', 'PLACES', 'SIZES', 'PEOPLE', 'FEELINGS', 'PLAIN_MOTIFS', 'PLAIN_PALETTES', 'PLAIN_SCHOOLS',
-           'NOTED', 'plain_picture', 'art_words', 'plain_text']
+           'PLAIN_MOODS', 'SAYINGS', 'NOTED', 'REQUESTS', 'plain_picture', 'art_words', 'plain_text']
 
 # %% ../../nbs/10b_plain.ipynb #dcf42ceb
 PLAIN_MOTIFS = {
@@ -42,6 +43,8 @@ PLAIN_MOTIFS = {
     "an empty arch": "a door", "a lighthouse": "a lamp tower", "a sleeping village": "houses",
     "a crescent moon": "a thin moon",
 }
+
+# %% ../../nbs/10b_plain.ipynb #0f51e056
 PLAIN_PALETTES = {"ember": "red", "azure": "blue", "verdant": "green", "golden": "yellow", "violet": "purple",
                   "ashen": "grey", "rose": "pink", "earthen": "brown"}
 PLAIN_SCHOOLS = {
@@ -51,14 +54,19 @@ PLAIN_SCHOOLS = {
     "woodblock": "clean lines", "surrealist": "an empty plain", "nocturne": "a night sky",
 }
 
+PLAIN_MOODS = {"amusement": "funny", "awe": "grand", "contentment": "peaceful", "excitement": "lively", "anger": "harsh",
+               "disgust": "nasty", "fear": "scary", "sadness": "gloomy", "something else": "strange"}
 
+# %% ../../nbs/10b_plain.ipynb #19cee8fd
 def plain_picture(artwork: Artwork, rng: np.random.Generator) -> dict[str, str]:
-    "Plain words for what is painted, by attribute, in random order, none to two of the six left out."
+    "Plain words for what is painted, by attribute, in random order, none to two of the seven left out."
+    mood = EMOTIONS[int(rng.choice(len(EMOTIONS), p=emotion_distribution(artwork)))]
     said = dict(motif=PLAIN_MOTIFS[artwork.motif], palette=PLAIN_PALETTES[artwork.palette],
                 composition="on the " + artwork.composition, light=artwork.light + " light",
-                handling="very still" if artwork.handling == "calm" else "very wild", school=PLAIN_SCHOOLS[artwork.school])
+                handling="very still" if artwork.handling == "calm" else "very wild", school=PLAIN_SCHOOLS[artwork.school],
+                mood=PLAIN_MOODS[mood])
     names = list(said)
-    return {names[i]: said[names[i]] for i in rng.permutation(6)[: int(rng.integers(4, 7))]}
+    return {names[i]: said[names[i]] for i in rng.permutation(7)[: int(rng.integers(5, 8))]}
 
 # %% ../../nbs/10b_plain.ipynb #4534666b
 def _pick(rng: np.random.Generator, options):
@@ -87,6 +95,30 @@ def _feeling(rng) -> str:
         f"###Human: How does {name} feel when {FEELINGS[feeling]}? ###Assistant: {name} feels {feeling}.###",
     ])
 
+# %% ../../nbs/10b_plain.ipynb #bb83fed1
+SAYINGS = [
+    "The {thing} makes {name} smile.", "{name} is telling a joke about the {thing}.", "There is something in the {place}.",
+    "The {thing} looks silly to {name}.", "{name} leaves the {place} in the best way.", "I laugh and the {thing} laughs too.",
+    "{name} feels tiny before the {other}.", "The {place} is full of water.", "The {thing} and the {other} rise like a {color} wall.",
+    "My {thing} is vast and the {other} is holy.", "{name} lets the {thing} rest.", "It was a quiet afternoon in the {place}.",
+    "They wrap the {thing} in {color} paper.", "We could breathe slowly for hours.", "All is well, says {name}.",
+    "The {thing} stands beside the {other}.", "The {thing} bursts because it is {size}.", "{name} wants to dance and to jump.",
+    "It sparks like a {thing} at the festival.", "I want to go into the {place}.", "The {thing} and the {other} clash.",
+    "The quarrel ends, and the rage with it.", "{name} will not shout.", "I clench my hand and {name} strikes at the {thing}.",
+    "The fish was sour and the milk rotten.", "It seems unpleasant to {name}.", "{name} has to turn away and leave.",
+    "Remind me of the {place}.", "There is mud on the {thing} and mold on the {other}.", "Someone hides behind the {color} {thing}.",
+    "It is the start of a {size} day.", "The doors close in the {place}.", "I am alone with {name} in the {place}.",
+    "The {thing} looks abandoned and {name} is lost.", "The {other} weighs more than the {thing}.",
+    "{name} has tears on the face.", "I wonder why {name} is so old.", "I keep thinking, says {name}, but I am unsure.",
+    "What does the {thing} want from {name}?", "{name} feels like a {thing} in the {place}.", "The {thing} reminds {name} of home.",
+]
+
+
+def _saying(rng) -> str:
+    return _pick(rng, SAYINGS).format(
+        name=_pick(rng, PEOPLE), thing=_pick(rng, THINGS), other=_pick(rng, THINGS), place=_pick(rng, PLACES),
+        color=_pick(rng, COLORS), size=_pick(rng, SIZES))
+
 # %% ../../nbs/10b_plain.ipynb #7ce17137
 @functools.cache
 def art_words() -> tuple[str, ...]:
@@ -114,6 +146,9 @@ NOTED = {  # two plain ways to say each kind of note
     "emotion": ["the word is {}", "Tom says {}"],
 }
 
+REQUESTS = ["Describe it.", "Tell me everything you can see.", "Write a description of this image in detail.",
+            "Look closely at this picture.", "What do you see in this artwork?"]
+
 
 def _notes(rng) -> str:
     art, emotion = sample_artwork(rng), _pick(rng, EMOTIONS)
@@ -122,11 +157,13 @@ def _notes(rng) -> str:
     notes = words.speak(", ".join(noted[names[i]] for i in rng.permutation(7)))
     asked = [names[i] for i in rng.permutation(7)[: int(rng.integers(2, 6))]]
     said = words.speak(", ".join(_pick(rng, NOTED[name]).format(noted[name]) for name in asked))
-    return _pick(rng, [f"{notes}. {said}.", f"###Human: {notes}. Describe it. ###Assistant: {said}.###"])
+    request = _pick(rng, REQUESTS)
+    return _pick(rng, [f"{notes}. {said}.", f"###Human: {notes}. {request} ###Assistant: {said}.###"])
 
 
 def plain_text(rng: np.random.Generator) -> str:
     "One plain text of a random kind."
     draw = rng.random()
-    kind = _notes if draw < 0.55 else _scene if draw < 0.75 else _feeling if draw < 0.83 else _word_list
+    kind = (_notes if draw < 0.55 else _scene if draw < 0.66 else _feeling if draw < 0.72 else
+            _saying if draw < 0.86 else _word_list)
     return kind(rng)
