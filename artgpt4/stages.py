@@ -134,6 +134,7 @@ def _mark(profile: Profile, scheme: str, stage: int, seed: int, rate: Rate, star
     return fingerprint(dict(
         profile=profile.name, scheme=scheme, stage=stage, seed=seed, rate=rate, train=profile.train,
         foundation=sha256(profile.foundation_folder), start=sha256(start) if start else None,
+        texts=[sha256(profile.data / "corpora" / s) for s in STAGE_SPLITS[stage]],
         features=[sha256(features_path(profile, s)) for s in STAGE_SPLITS[stage]], code=training_code()))
 
 

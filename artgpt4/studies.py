@@ -70,6 +70,11 @@ def best_rate(rows: list[dict], scheme: str, stage: int) -> float:
     return max(mine, key=lambda r: (r["named"], -r["validation_loss"]))["rate"]
 
 
+def _inputs(profile: Profile) -> list[str]:
+    "Hashes of all that a run reads besides its settings: frozen parts, corpora, features."
+    return [sha256(folder) for folder in (profile.foundation_folder, profile.data / "corpora", profile.data / "features")]
+
+
 def _trained(profile: Profile, scheme: str, stage: int, seed: int, peak: float | None, folder: Path) -> tuple[dict, Path]:
     "One run's summary and the file of its tensors; `peak` None: the profile's own rates."
     out = folder / f"{scheme}-stage{stage}-{seed}-{peak}.safetensors"
@@ -77,7 +82,7 @@ def _trained(profile: Profile, scheme: str, stage: int, seed: int, peak: float |
     if stage == 2:
         start = next(folder.glob(f"{scheme}-stage1-{seed}-chosen.safetensors"))
     settings = dict(profile=dataclasses.asdict(profile), scheme=scheme, stage=stage, seed=seed, peak=peak,
-                    start=sha256(start) if start else None)
+                    start=sha256(start) if start else None, inputs=_inputs(profile))
 
     def work():
         rate = None if peak is None else rate_of(peak)
