@@ -51,6 +51,18 @@ class ArtGPT4Config(VisualTokensConfig):
         self.scheme = scheme
         super().__init__(vision_config, qformer_config, num_query_tokens, **kwargs)
 
+    @classmethod
+    def vicuna_7b(cls, **changes):
+        "The released sizes around Vicuna-7B: LLaMA v1's, with BLIP-2's eyes (paper, section 2); `changes`: any argument."
+        sizes = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
+        return cls(**{"text_config": {"model_type": "llama", "vocab_size": 32000, "rms_norm_eps": 1e-6, **sizes}, **changes})
+
+    @classmethod
+    def vicuna_13b(cls, **changes):
+        "The released sizes around Vicuna-13B, the paper's model; else as `vicuna_7b`."
+        sizes = {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40}
+        return cls(**{"text_config": {"model_type": "llama", "vocab_size": 32000, "rms_norm_eps": 1e-6, **sizes}, **changes})
+
 # %% ../nbs/13_model.ipynb #8fed8f60
 class ArtGPT4Parts(ArtGPT4PreTrainedModel):
     "The parts of ArtGPT-4: frozen eyes, the projection, and a language model with what its scheme adds."
