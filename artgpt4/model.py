@@ -29,8 +29,9 @@ from .profile import InputError
 from .visual import ArtGPT4PreTrainedModel, VisualTokens, VisualTokensConfig, load_part
 
 # %% auto #0
-__all__ = ['ArtGPT4Config', 'ArtGPT4Parts', 'find_image_tokens', 'ArtGPT4Inputs', 'ArtGPT4Folders', 'WithoutImages',
-           'ArtGPT4Generation', 'labelled_columns', 'ArtGPT4ForConditionalGeneration']
+__all__ = ['NOT_QUANTISED', 'ArtGPT4Config', 'ArtGPT4Parts', 'find_image_tokens', 'ArtGPT4Inputs', 'quantise_base_only',
+           'ArtGPT4Folders', 'WithoutImages', 'ArtGPT4Generation', 'labelled_columns',
+           'ArtGPT4ForConditionalGeneration']
 
 # %% ../nbs/13_model.ipynb #8b0b23cc
 class ArtGPT4Config(VisualTokensConfig):
@@ -133,7 +134,18 @@ class ArtGPT4Inputs(ArtGPT4Parts):
         if not images:
             return embeds
         projected = self.language_projection(qformer_features.to(self.language_projection.weight.dtype))
-        return embeds.masked_scatter(mask[..., None], projected.to(embeds.dtype))
+        return embeds.masked_scatter(mask[..., None].to(embeds.device), projected.to(embeds))
+
+# %% ../nbs/13_model.ipynb #552fbda0
+NOT_QUANTISED = ["vision_model", "qformer", "language_projection", r".*\.adapter", r"language_model\.lm_head"]
+
+
+def quantise_base_only(config):
+    "A copy of a bitsandbytes config that leaves `NOT_QUANTISED` modules alone, unless it names some itself."
+    config = copy.deepcopy(config)
+    if getattr(config, "llm_int8_skip_modules", ()) is None:
+        config.llm_int8_skip_modules = NOT_QUANTISED
+    return config
 
 # %% ../nbs/13_model.ipynb #95332aba
 class ArtGPT4Folders(ArtGPT4Inputs):
@@ -152,6 +164,7 @@ class ArtGPT4Folders(ArtGPT4Inputs):
     @classmethod
     def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
         "As for any model; the saved scheme is set again, and adapters that the folder lacks start afresh."
+        kwargs["quantization_config"] = quantise_base_only(kwargs.get("quantization_config"))
         model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
         added = re.compile(r"(.*\.adapter|language_projection)\.")
         model._reset({m[1] for m in map(added.match, info["missing_keys"]) if m})
@@ -216,20 +229,22 @@ class ArtGPT4ForConditionalGeneration(ArtGPT4Generation):
 
     @can_return_tuple
     def forward(
-        self, input_ids=None, attention_mask=None, pixel_values=None, qformer_features=None, labels=None,
-        past_key_values=None, inputs_embeds=None, logits_to_keep=0, skip_logits: bool = False, **kwargs,
+        self, input_ids=None, attention_mask=None, position_ids=None, pixel_values=None, qformer_features=None,
+        labels=None, past_key_values=None, inputs_embeds=None, logits_to_keep=0, skip_logits: bool = False, **kwargs,
     ) -> CausalLMOutputWithPast:
         "`labels` (batch, tokens) give the loss; with `skip_logits` as well, no logits are returned."
         if inputs_embeds is None:
             inputs_embeds = self.embed(input_ids, pixel_values, qformer_features)
         columns = None if labels is None else labelled_columns(labels)
         outputs = self.language_model(
-            inputs_embeds=inputs_embeds, attention_mask=attention_mask, past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids,
+            past_key_values=past_key_values,
             logits_to_keep=logits_to_keep if labels is None else columns if skip_logits else 0, **kwargs,
         )
         if labels is not None:
             logits = outputs.logits if skip_logits else outputs.logits[:, columns]
-            outputs.loss = cross_entropy(logits.float().flatten(0, 1), labels[:, columns + 1].flatten())
+            asked = labels[:, columns + 1].to(logits.device)
+            outputs.loss = cross_entropy(logits.float().flatten(0, 1), asked.flatten())
             outputs.logits = None if skip_logits else outputs.logits
         return outputs
 
