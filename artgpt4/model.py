@@ -26,6 +26,7 @@ from transformers.utils import can_return_tuple
 
 from .adapter import ImageAdapter, decoder_blocks, set_scheme
 from .profile import InputError
+from .tuning import reset_tuning
 from .visual import ArtGPT4PreTrainedModel, VisualTokens, VisualTokensConfig, load_part
 
 # %% auto #0
@@ -86,6 +87,7 @@ class ArtGPT4Parts(ArtGPT4PreTrainedModel):
         self._no_split_modules = [type(block).__name__ for block in decoder_blocks(self.language_model)[:1]]
         self.post_init()
         self._reset([n for n, m in self.named_modules() if isinstance(m, ImageAdapter)] + ["language_projection"])
+        reset_tuning(self.language_model)
         self.train()
 
     def _reset(self, names) -> None:
@@ -162,13 +164,17 @@ class ArtGPT4Folders(ArtGPT4Inputs):
         return model
 
     @classmethod
-    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
-        "As for any model; the saved scheme is set again, and adapters that the folder lacks start afresh."
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info=False, scheme=None, **kwargs):
+        "As for any model, by its saved scheme; then `scheme`, if another is asked for. What the folder lacks starts afresh."
+        saved = cls.config_class.get_config_dict(pretrained_model_name_or_path, **kwargs)[0].get("scheme", "artgpt4")
+        if isinstance(config := kwargs.get("config"), PretrainedConfig):
+            scheme, kwargs["config"] = scheme or config.scheme, copy.deepcopy(config)
+            kwargs["config"].scheme = saved
         kwargs["quantization_config"] = quantise_base_only(kwargs.get("quantization_config"))
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         added = re.compile(r"(.*\.adapter|language_projection)\.")
         model._reset({m[1] for m in map(added.match, info["missing_keys"]) if m})
-        set_scheme(model, model.config.scheme)
+        set_scheme(model, scheme or saved)
         return (model, info) if output_loading_info else model
 
     @property

@@ -281,13 +281,14 @@ def report_lines(report: dict) -> list[str]:
 
 # %% ../nbs/15_release.ipynb #e41cd93b
 def base_fingerprint(model) -> str:
-    "Sixteen hex digits of the frozen tensors: their names, shapes and 64 values of each, rounded to bf16."
+    "Sixteen hex digits of the frozen tensors: their own names, shapes and 64 values of each, rounded to bf16."
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             flat = parameter.detach().flatten()
             places = torch.linspace(0, len(flat) - 1, min(64, len(flat)), dtype=torch.float64).long()
             values = flat[places.to(flat.device)].to(torch.bfloat16).float().cpu().numpy()
+            name = name.replace(".base_layer.", ".")  # what peft calls a layer's own weights
             digest.update(f"{name} {tuple(parameter.shape)} ".encode() + values.tobytes())
     return digest.hexdigest()[:16]
 
