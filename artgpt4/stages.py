@@ -74,7 +74,8 @@ def build(profile: Profile, scheme: str, seed: int) -> tuple[ArtGPT4ForCondition
     return model, processor
 
 
-TRAINING_CODE = ["pixels", "prompts", "visual", "adapter", "model", "processor", "features", "batches", "schedule", "trainer", "stages"]
+TRAINING_CODE = ["pixels", "prompts", "visual", "tuning", "adapter", "model", "processor", "features", "batches", "schedule",
+                 "trainer", "stages"]
 
 
 def training_code() -> str:
