@@ -8,6 +8,7 @@ Docs: https://artgpt4.github.io/artgpt4/foundation.html.md"""
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -74,9 +75,12 @@ def language_config(dials: Foundation, tokenizer: PreTrainedTokenizerFast) -> Ll
 
 
 def windows(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
-    "The texts end to end, each between BOS and EOS, cut into (windows, WINDOW)."
-    coded = tokenizer(texts, add_special_tokens=False).input_ids
-    ids = [i for row in coded for i in (tokenizer.bos_token_id, *row, tokenizer.eos_token_id)]
+    "The texts end to end, each between BOS and EOS, answers tokenised on their own, cut into (windows, WINDOW)."
+    pieces = [re.split(r"(?<=###Assistant: )", text) for text in texts]
+    coded = iter(tokenizer([p for row in pieces for p in row], add_special_tokens=False).input_ids)
+    ids = []
+    for row in pieces:
+        ids += [tokenizer.bos_token_id, *(i for _ in row for i in next(coded)), tokenizer.eos_token_id]
     return torch.tensor(ids[: len(ids) // WINDOW * WINDOW]).view(-1, WINDOW)
 
 
