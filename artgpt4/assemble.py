@@ -147,6 +147,15 @@ def get_language(language, base, delta, expected, cache: Path, work: Path, look)
 DTYPES = ("float16", "bfloat16", "float32")  # of the frozen parts
 
 
+def _checked(out: Path, dtype: str) -> Path:
+    "`out` if a folder may be assembled there, and `dtype` is known."
+    if dtype not in DTYPES:
+        raise InputError(f"dtype {dtype!r}: unknown; the frozen parts can be {', '.join(DTYPES)}")
+    if out.exists() and not (out / "assembled.json").is_file():
+        raise InputError(f"{out}: is there already, and was not assembled here; give a new folder")
+    return out
+
+
 @contextlib.contextmanager
 def _workplace(cache: Path) -> Iterator[Path]:
     "A temporary folder in `cache`, which is held alone meanwhile, and kept if something was fetched into it."
@@ -157,7 +166,7 @@ def _workplace(cache: Path) -> Iterator[Path]:
         if cache.is_dir() and [p.name for p in cache.iterdir()] == [".lock"]:
             shutil.rmtree(cache)
 
-
+# %% ../nbs/15c_assemble.ipynb #c09d91bf
 def _save_whole(model, tokenizer, out: Path, facts: dict) -> None:
     "Model, processor and `assembled.json` as one folder."
     config = model.config
@@ -184,12 +193,8 @@ def assemble(
     dtype: str = "float16", sentence: str = PLAIN, cache: str | Path | None = None,
 ) -> dict:
     "Fetch, check and join the released model's parts into the folder `out`; returns what `assembled.json` says."
-    out = Path(out)
+    out = _checked(Path(out), dtype)
     cache = Path(cache or out.with_name(f"{out.name}.downloads"))
-    if dtype not in DTYPES:
-        raise InputError(f"dtype {dtype!r}: unknown; the frozen parts can be {', '.join(DTYPES)}")
-    if out.exists() and not (out / "assembled.json").is_file():
-        raise InputError(f"{out}: is there already, and was not assembled here; give a new folder")
     with _workplace(cache) as work:
         path = get_checkpoint(checkpoint, sha256, cache)
         released = read_released(path)

@@ -29,57 +29,54 @@ from .release import BUFFERS
 from .visual import load_part
 
 # %% auto #0
-__all__ = ['VOCABULARY', 'SMALL', 'PLAIN', 'CERTAIN', 'FolderFiles', 'FolderTensors', 'add_delta', 'check_delta', 'building',
-           'tensor_sha256', 'merge_delta', 'sentence_loss', 'greedy_ids', 'known_answer', 'read_expected',
+__all__ = ['VOCABULARY', 'SMALL', 'PLAIN', 'CERTAIN', 'open_tensors', 'weight_map', 'FolderTensors', 'add_delta', 'check_delta',
+           'building', 'tensor_sha256', 'merge_delta', 'sentence_loss', 'greedy_ids', 'known_answer', 'read_expected',
            'load_tokenizer', 'check_language']
 
 # %% ../nbs/15a_delta.ipynb #e980d96a
-class FolderFiles:
-    "The weight files of a Hugging Face folder: safetensors or `.bin`, one file or several with an index."
+def open_tensors(path: Path):
+    "A safetensors handle, or a dict of tensors mapped from a pickle; an `InputError` if the file holds anything else."
+    try:
+        if path.suffix == ".safetensors":
+            return safe_open(path, "pt")
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, OSError) as e:
+        raise InputError(f"{path}: not a file of tensors ({str(e).splitlines()[0]}); download it again") from e
+    if not isinstance(state, dict) or not all(isinstance(t, torch.Tensor) for t in state.values()):
+        raise InputError(f"{path}: holds something else than tensors by name; give a model's own weights")
+    return state
+
+
+def weight_map(folder: Path) -> dict[str, str]:
+    "The file of every tensor in a Hugging Face folder: safetensors or `.bin`, one file or several with an index."
+    for name in ("model.safetensors", "pytorch_model.bin"):
+        index = folder / f"{name}.index.json"
+        if index.is_file():
+            files = read_json(index).get("weight_map", {})
+            for file in sorted(set(files.values())):
+                if PurePosixPath(file).name != file or not (folder / file).is_file():
+                    raise InputError(f"{index}: names {file}, which is not beside it; download the folder again")
+            return files
+        if (folder / name).is_file():
+            return dict.fromkeys(open_tensors(folder / name).keys(), name)
+    raise InputError(f"{folder}: no model.safetensors or pytorch_model.bin, whole or in parts; give a model's folder")
+
+# %% ../nbs/15a_delta.ipynb #9a081e65
+class FolderTensors(Mapping):
+    "The tensors of a Hugging Face folder by name, each read when it is asked for."
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        self._name, self._opened = None, None  # the file last read
-        for name in ("model.safetensors", "pytorch_model.bin"):
-            index = self.folder / f"{name}.index.json"
-            if index.is_file():
-                self.files = read_json(index).get("weight_map", {})
-                self._check_files(index)
-                return
-            if (self.folder / name).is_file():
-                self.files = dict.fromkeys(self._open(name).keys(), name)
-                return
-        raise InputError(f"{folder}: no model.safetensors or pytorch_model.bin, whole or in parts; give a model's folder")
-
-    def _check_files(self, index: Path) -> None:
-        for file in sorted(set(self.files.values())):
-            if PurePosixPath(file).name != file or not (self.folder / file).is_file():
-                raise InputError(f"{index}: names {file}, which is not beside it; download the folder again")
-
-    def _open(self, file: str):
-        "A safetensors handle, or a dict of tensors mapped from a pickle."
-        path = self.folder / file
-        if file != self._name:
-            try:
-                if path.suffix == ".safetensors":
-                    self._opened = safe_open(path, "pt")
-                else:
-                    mapped = zipfile.is_zipfile(path)
-                    self._opened = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
-            except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError, OSError) as e:
-                raise InputError(f"{path}: not a file of tensors ({str(e).splitlines()[0]}); download it again") from e
-            self._name = file
-        return self._opened
-
-# %% ../nbs/15a_delta.ipynb #9a081e65
-class FolderTensors(FolderFiles, Mapping):
-    "The tensors of a Hugging Face folder by name, read when asked for."
+        self.files = weight_map(self.folder)  # {tensor: file}
+        self._last, self._held = None, {}  # the file last opened
 
     def _holding(self, name: str):
-        held = self._open(self.files[name])
-        if name not in held.keys():
-            raise InputError(f"{self.folder / self.files[name]}: has no {name}, though the index says so; download it again")
-        return held
+        file = self.files[name]
+        if file != self._last:
+            self._held, self._last = open_tensors(self.folder / file), file
+        if name not in self._held.keys():
+            raise InputError(f"{self.folder / file}: has no {name}, though the index says so; download it again")
+        return self._held
 
     def shape(self, name: str) -> tuple[int, ...]:
         "The shape of a tensor, which is not read."
