@@ -195,7 +195,8 @@ def draw_branches(sizes: dict[str, pd.DataFrame]):
         for colour, (kind, rows) in zip(("C1", "C0"), table.groupby("kind")):
             ax.fill_between(rows.block, rows.low, rows.high, color=colour, alpha=0.15, lw=0)
             ax.plot(rows.block, rows.branch, "o-", color=colour, label=f"{kind} tokens")
-        ax.set(title=title, xlabel="block", xticks=sorted(set(table.block)), ylim=(0, None))
+        ax.set(title=title, xlabel="block", xticks=sorted(set(table.block)))
+    axes[0, 0].set_ylim(bottom=0)  # shared, and only when all is drawn
     axes[0, 0].set_ylabel("branch / stream")
     axes[0, -1].legend()
     return fig
