@@ -61,13 +61,13 @@ class Visitor:
                              f".flatMap(c => [...c.querySelectorAll('.message.{who}')].map(m => m.innerText.trim()))")
 
     def ask(self, question: str, answers: int) -> str:
-        "Type a question, press the button, and read the answer once the feelings behind it are drawn."
-        self.page.ask("window.before = document.querySelector('.feelings')")
+        "Type a question, press the button, and read the answer; the feelings behind it are drawn when it is whole."
         self.page.ask("document.querySelector('#question textarea, #question input').focus()")
         self.page.call("Input.insertText", text=question)
         self.wait(f"document.querySelector('#question textarea, #question input').value === {question!r}")
         self.page.ask("document.querySelector('#ask').click()")
-        self.wait("document.querySelector('.feelings') && document.querySelector('.feelings') !== window.before")
+        chat = "document.querySelector('.bubble-wrap')"
+        self.wait(f"{chat}.querySelectorAll('.message.bot').length === {answers} && !!document.querySelector('.feelings')")
         said = self.said("bot")
         assert len(said) == answers and said[-1], said
         return said[-1]

@@ -27,9 +27,10 @@ from ..prompts import DESCRIBE
 from ..studio.painter import PALETTES, SCHOOLS, paint, sample_artwork
 
 # %% auto #0
-__all__ = ['UPLOAD_MEGABYTES', 'UPLOAD_PIXELS', 'OPENING', 'Look', 'LOOKS', 'NOBODY', 'TITLE', 'ABOUT', 'NOTE', 'SUGGESTIONS',
-           'CSS', 'POLICY', 'LOOPBACK', 'Speaker', 'load_speakers', 'dozen', 'open_upload', 'as_seen', 'before_feeling',
-           'emotion_scores', 'emotion_bars', 'Talk', 'Visit', 'converse', 'Page', 'build_page', 'build_app', 'serve']
+__all__ = ['UPLOAD_MEGABYTES', 'UPLOAD_PIXELS', 'OPENING', 'Look', 'LOOKS', 'LATER', 'NOBODY', 'TITLE', 'ABOUT', 'NOTE',
+           'SUGGESTIONS', 'CSS', 'POLICY', 'LOOPBACK', 'Speaker', 'load_speakers', 'dozen', 'open_upload', 'as_seen',
+           'before_feeling', 'emotion_scores', 'emotion_bars', 'Talk', 'Visit', 'converse', 'Page', 'build_page',
+           'build_app', 'serve']
 
 # %% ../../nbs/28_demo.ipynb #8fbd42d5
 @dataclass(frozen=True)
@@ -131,13 +132,15 @@ def emotion_bars(speaker: Speaker, conversation: Conversation) -> str:
                     f'<span style="display: block; {bar}"></span></span>'
                     f'<span style="text-align: right; font-variant-numeric: tabular-nums">{share:.0%}</span>')
     tail = html.escape(" ".join(start.split()[-6:]))
+    faint = "" if together > 0.5 else "; opacity: .4"  # it wanted to say something else
     return ('<div class="feelings" style="display: grid; grid-template-columns: max-content 1fr 2.8em; gap: .3em .9em; '
-            f'align-items: center">{"".join(rows)}</div><p style="opacity: .7; font-size: .85em; margin: .8em 0 0">Read from '
+            f'align-items: center{faint}">{"".join(rows)}</div><p style="opacity: .7; font-size: .85em; margin: .8em 0 0">Read from '
             f'{html.escape(speaker.name)} after “… {tail}”. Together the nine had {together:.0%}.</p>')
 
 # %% ../../nbs/28_demo.ipynb #c2e13c22
 Look = Callable[[Speaker, Conversation], str]
 LOOKS: dict[str, Look] = {"Feelings": emotion_bars}
+LATER = "Read from an answer, once there is one."
 
 # %% ../../nbs/28_demo.ipynb #926c82b8
 @dataclass
@@ -174,6 +177,7 @@ def converse(speaker: Speaker, visit: Visit, question: str, decoding: Decoding, 
         conversation.add_image(picture)
     conversation.ask(question)
     talk.shown += [{"role": "user", "content": question}, {"role": "assistant", "content": ""}]
+    talk.looks = {}
     yield
     for text in stream(speaker.model, speaker.processor, conversation, decoding):
         talk.shown[-1]["content"] = text
@@ -200,7 +204,7 @@ class Page:
     def shown(self, visit: Visit, *names: str) -> list:
         "Dialogue and looks of each of `names`; empty ones for a name that is nobody's."
         talks = [visit.talk(name) if name in self.speakers else Talk() for name in names]
-        return [value for talk in talks for value in (list(talk.shown), *(talk.looks.get(look, "") for look in LOOKS))]
+        return [value for talk in talks for value in (list(talk.shown), *(talk.looks.get(look, LATER) for look in LOOKS))]
 
     def pick(self, visit: Visit, index: int, *names: str) -> list:
         "The visit, the painting and the empty dialogues after a painting of the dozen was chosen."
@@ -240,8 +244,12 @@ CSS = """
 #painting img { object-fit: contain; }
 #dozen .grid-wrap { max-height: none; min-height: 0; height: auto; padding: 0; overflow: visible; }
 #dozen .grid-container { grid-template-columns: repeat(6, minmax(0, 1fr)) !important; gap: 6px; margin: 0; height: auto; }
-#dozen .gallery-item, #dozen .thumbnail-item { min-width: 0; border-radius: 4px; }
-.ideas button { font-weight: 400; white-space: nowrap; }
+#dozen .gallery-item, #dozen .thumbnail-item { min-width: 0; border-radius: 4px; aspect-ratio: 1; height: auto; }
+#bring .icon-wrap { display: none; }
+#first .wrap, #second .wrap { gap: 6px; }
+#first .wrap label, #second .wrap label { padding: .3em .6em; }
+.dialogue label.float { position: static; display: inline-flex; }
+.ideas button { font-weight: 400; }
 """
 
 # %% ../../nbs/28_demo.ipynb #59067a9f
@@ -271,14 +279,15 @@ def _looks(gr, visible: bool) -> list:
         looks = []
         for name in LOOKS:
             with gr.Tab(name):
-                looks.append(gr.HTML("It appears with the answer.", min_height=60))
+                looks.append(gr.HTML(LATER, min_height=60))
     return [column, *looks]
 
 # %% ../../nbs/28_demo.ipynb #0a91f73d
 def _right(gr, names: list[str]) -> tuple[list, list, list]:
     "What a visitor turns (who answers, how), the ways to ask, and for each speaker a dialogue and its looks."
     told = "\n".join(f"- **{name}**: {ABOUT[name]}" for name in names if name in ABOUT)
-    chat = dict(height=340, render_markdown=False, buttons=[], feedback_options=None, min_width=260)
+    chat = dict(height=340, render_markdown=False, buttons=[], feedback_options=None, min_width=260,
+                elem_classes="dialogue")
     with gr.Column(scale=3, min_width=320):
         who = _choices(gr, names)
         with gr.Row():
@@ -288,7 +297,7 @@ def _right(gr, names: list[str]) -> tuple[list, list, list]:
             question = gr.Textbox(placeholder="Your question", show_label=False, container=False, scale=5, elem_id="question")
             button = gr.Button("Ask", variant="primary", scale=1, min_width=80, elem_id="ask")
         with gr.Row(elem_classes="ideas"):
-            ideas = [gr.Button(text, size="sm", min_width=100) for text in SUGGESTIONS]
+            ideas = [gr.Button(text, size="sm", min_width=190) for text in SUGGESTIONS]
         with gr.Row():
             columns = [_looks(gr, True), _looks(gr, False)]
         with gr.Accordion("How answers are drawn", open=False):
