@@ -9,13 +9,14 @@ export DVC_NO_ANALYTICS := 1
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env repro test docs lab released studies readme clean
+.PHONY: help env repro test docs lab demo released studies readme clean
 
 help:
 	@echo 'make env       install everything into .venv (PY=python3.12 chooses the Python, 3.11 or newer;'
 	@echo '               UV_TORCH_BACKEND=cpu the smaller PyTorch for machines without a GPU)'
 	@echo 'make repro     run the whole study; ends with a table: scores here against the committed ones'
 	@echo 'make lab       open JupyterLab at the first chapter'
+	@echo 'make demo      converse about paintings in the browser, on this computer alone'
 	@echo 'make docs      build the site in docs/_build/html'
 	@echo 'make test      run every chapter, every test, the pipeline at smoke size, and build the site'
 	@echo 'make released  fetch the released benchmark answers and score them again'
@@ -46,6 +47,9 @@ docs: env
 
 lab: env
 	jupyter lab nbs/00_profile.ipynb
+
+demo: env
+	artgpt4 demo
 
 released: env
 	artgpt4 released

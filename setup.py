@@ -22,7 +22,7 @@ setuptools.setup(
     python_requires=">=" + cfg["min_python"],
     packages=setuptools.find_packages(include=[cfg["lib_path"] + "*"]),
     install_requires=cfg["requirements"].split(),
-    extras_require={k: cfg[f"{k}_requirements"].split() for k in ("dev", "docs")},
+    extras_require={k: cfg[f"{k}_requirements"].split() for k in ("dev", "docs", "demo")},
     long_description=readme.read_text(encoding="utf-8") if readme.exists() else "",
     long_description_content_type="text/markdown",
     zip_safe=False,

@@ -12,9 +12,10 @@ import sys
 from pathlib import Path
 
 from .profile import InputError, find_root, load_profile
+from .prompts import DESCRIBE
 
 # %% auto #0
-__all__ = ['COMMANDS', 'parser', 'main']
+__all__ = ['MODEL', 'DESCRIBE_ARGUMENTS', 'CHAT_ARGUMENTS', 'DEMO_ARGUMENTS', 'COMMANDS', 'parser', 'main']
 
 # %% ../nbs/29_cli.ipynb #2bcec2a1
 def _schemes() -> list[str]:
@@ -72,7 +73,68 @@ def _study(profile, args) -> None:
 
     getattr(studies, f"run_{args.study}")(profile, _schemes())
 
+# %% ../nbs/29_cli.ipynb #d6b8e900
+def _speaker(profile, args):
+    "Model, processor, template and decoding as the options say: the studio's trained model, or a folder's."
+    from artgpt4.apps.chat import Decoding, load_model
+
+    model, processor = load_model(args.model, profile, args.scheme)
+    template = args.template or ("released" if args.model else "training")
+    tokens = args.max_new_tokens
+    if tokens is None:
+        tokens = Decoding.max_new_tokens if args.model else profile.evaluate.max_new_tokens
+    return model, processor, template, Decoding(sample=args.sample, max_new_tokens=tokens, seed=args.seed)
+
+
+def _describe(profile, args) -> None:
+    from artgpt4.apps.describe import describe, find_pictures
+
+    pictures = find_pictures(args.images)
+    model, processor, template, decoding = _speaker(profile, args)
+    counts = describe(model, processor, pictures, args.out, args.prompt, decoding, template, args.batch_size)
+    print(f"{args.out}: {counts['answered']} answered, {counts['kept']} kept from before, {counts['bad']} could not be read")
+
+
+def _chat(profile, args) -> None:
+    from artgpt4.apps.terminal import converse
+
+    model, processor, template, decoding = _speaker(profile, args)
+    converse(model, processor, args.image, decoding, template)
+
+
+def _demo(profile, args) -> None:
+    from artgpt4.apps.demo import load_speakers, serve
+
+    serve(load_speakers(args.model, profile, [] if args.model else _schemes()), args.host, args.port)
+
 # %% ../nbs/29_cli.ipynb #ceed73a0
+MODEL = [  # which model answers, and how
+    ("--model", dict(type=Path, metavar="FOLDER", help="a model's save_pretrained folder (default: the studio's)")),
+    ("--scheme", dict(default="artgpt4", help="which of the studio's models (default: artgpt4)")),
+    ("--template", dict(choices=("released", "training"), help="the words around a question (see the chapter on chat)")),
+    ("--max-new-tokens", dict(type=int, metavar="N", help="the longest answer, in tokens")),
+    ("--seed", dict(type=int, help="makes sampled answers repeatable")),
+]
+DESCRIBE_ARGUMENTS = [
+    ("images", dict(nargs="+", type=Path, metavar="IMAGE", help="pictures, or folders of them")),
+    ("--prompt", dict(default=DESCRIBE[0], help="what to ask")),
+    ("--out", dict(type=Path, default=Path("answers.jsonl"), metavar="FILE", help="where the answers go (default: answers.jsonl)")),
+    ("--batch-size", dict(type=int, default=8, metavar="N", help="pictures at a time (default: 8)")),
+    ("--sample", dict(action="store_true", help="sample as the release does (default: the likeliest words)")),
+    *MODEL,
+]
+CHAT_ARGUMENTS = [
+    ("image", dict(nargs="?", type=Path, metavar="IMAGE", help="a picture to begin with")),
+    ("--greedy", dict(dest="sample", action="store_false", help="the likeliest words (default: sample as the release does)")),
+    *MODEL,
+]
+DEMO_ARGUMENTS = [
+    MODEL[0],
+    ("--host", dict(default="127.0.0.1", help="who may visit (default: 127.0.0.1, this computer alone)")),
+    ("--port", dict(type=int, default=7860, help="0 for any free one (default: 7860)")),
+]
+
+# %% ../nbs/29_cli.ipynb #38519159
 COMMANDS = {  # name: (help, call, arguments)
     "corpora": ("paint the four corpora", _pipeline("corpora"), []),
     "foundation": ("train the frozen parts", _pipeline("foundation"), []),
@@ -84,6 +146,9 @@ COMMANDS = {  # name: (help, call, arguments)
     "released": ("download and score the released benchmark", _released, []),
     "render": ("run a parameterised notebook", _render, [("notebook", Path), ("out", Path)]),
     "compare": ("scores here against the committed ones", _compare, []),
+    "describe": ("describe pictures, or folders of them", _describe, DESCRIBE_ARGUMENTS),
+    "chat": ("converse about a picture in the terminal", _chat, CHAT_ARGUMENTS),
+    "demo": ("converse about pictures in the browser", _demo, DEMO_ARGUMENTS),
 }
 
 # %% ../nbs/29_cli.ipynb #71e97faf
@@ -95,7 +160,7 @@ def parser() -> argparse.ArgumentParser:
     for name, (text, _, arguments) in COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text)
         for argument, kind in arguments:
-            command.add_argument(argument, type=kind)
+            command.add_argument(argument, **(kind if isinstance(kind, dict) else {"type": kind}))
         if name == "render":
             command.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a parameter")
         command.add_argument("--profile", help="studio, smoke or paper (default: params.yaml's)")
@@ -106,8 +171,11 @@ def main(argv: list[str] | None = None) -> int:
     "Run one command; 0, or 2 after a line that says what was wrong with the input."
     args = parser().parse_args(argv)
     try:
-        COMMANDS[args.command][1](load_profile(args.profile), args)
+        profile = None if getattr(args, "model", None) else load_profile(args.profile)
+        COMMANDS[args.command][1](profile, args)
     except InputError as e:
         print(f"artgpt4: {e}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        return 130  # as a shell counts it
     return 0
