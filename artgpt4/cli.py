@@ -15,7 +15,7 @@ from .profile import InputError, find_root, load_profile
 from .prompts import DESCRIBE
 
 # %% auto #0
-__all__ = ['MODEL', 'DESCRIBE_ARGUMENTS', 'CHAT_ARGUMENTS', 'DEMO_ARGUMENTS', 'COMMANDS', 'parser', 'main']
+__all__ = ['MODEL', 'DESCRIBE_ARGUMENTS', 'CHAT_ARGUMENTS', 'ASSEMBLE_ARGUMENTS', 'DEMO_ARGUMENTS', 'COMMANDS', 'parser', 'main']
 
 # %% ../nbs/29_cli.ipynb #2bcec2a1
 def _schemes() -> list[str]:
@@ -107,6 +107,20 @@ def _demo(profile, args) -> None:
 
     serve(load_speakers(args.model, profile, [] if args.model else _schemes()), args.host, args.port)
 
+# %% ../nbs/29_cli.ipynb #63cc191e
+def _assemble(profile, args) -> None:
+    from artgpt4.assemble import run_assemble
+
+    names = ("vision", "checkpoint", "out", "language", "base", "delta", "sha256", "expected", "dtype", "cache")
+    given = {name: value for name in names if (value := getattr(args, name)) is not None}
+    run_assemble(**given)
+
+
+def _speed(profile, args) -> None:
+    from artgpt4.apps.speed import run_speed
+
+    run_speed(profile)
+
 # %% ../nbs/29_cli.ipynb #ceed73a0
 MODEL = [  # which model answers, and how
     ("--model", dict(type=Path, metavar="FOLDER", help="a model's save_pretrained folder (default: the studio's)")),
@@ -123,10 +137,26 @@ DESCRIBE_ARGUMENTS = [
     ("--sample", dict(action="store_true", help="sample as the release does (default: the likeliest words)")),
     *MODEL,
 ]
+
+# %% ../nbs/29_cli.ipynb #aa161bef
 CHAT_ARGUMENTS = [
     ("image", dict(nargs="?", type=Path, metavar="IMAGE", help="a picture to begin with")),
     ("--greedy", dict(dest="sample", action="store_false", help="the likeliest words (default: sample as the release does)")),
     *MODEL,
+]
+
+# %% ../nbs/29_cli.ipynb #63244943
+ASSEMBLE_ARGUMENTS = [  # a source is a folder, or owner/name[@revision] on the hub
+    ("out", dict(type=Path, metavar="FOLDER", help="where the whole model goes")),
+    ("--vision", dict(required=True, metavar="SOURCE", help="BLIP-2: a folder, or owner/name[@revision] on the hub")),
+    ("--checkpoint", dict(required=True, metavar="FILE", help="the released checkpoint, a file or a URL")),
+    ("--sha256", dict(help="of the checkpoint; needed for a URL")),
+    ("--language", dict(metavar="SOURCE", help="Vicuna, whole")),
+    ("--base", dict(metavar="SOURCE", help="LLaMA, with --delta instead of --language")),
+    ("--delta", dict(metavar="SOURCE", help="Vicuna's delta")),
+    ("--expected", dict(type=Path, metavar="FILE", help="a known answer of the language model (JSON)")),
+    ("--dtype", dict(choices=("float32", "float16", "bfloat16"), help="of the frozen parts (default: float16)")),
+    ("--cache", dict(type=Path, metavar="FOLDER", help="where downloads are kept")),
 ]
 DEMO_ARGUMENTS = [
     MODEL[0],
@@ -148,6 +178,8 @@ COMMANDS = {  # name: (help, call, arguments)
     "compare": ("scores here against the committed ones", _compare, []),
     "describe": ("describe pictures, or folders of them", _describe, DESCRIBE_ARGUMENTS),
     "chat": ("converse about a picture in the terminal", _chat, CHAT_ARGUMENTS),
+    "assemble": ("put the released model together from its public parts", _assemble, ASSEMBLE_ARGUMENTS),
+    "speed": ("time decoding and training", _speed, []),
     "demo": ("converse about pictures in the browser", _demo, DEMO_ARGUMENTS),
 }
 
