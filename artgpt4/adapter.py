@@ -15,11 +15,12 @@ import torch
 from torch import nn
 
 from .profile import InputError
+from .tuning import add_tuning, decoder_blocks, remove_tuning, tuned_by
 
 # %% auto #0
-__all__ = ['PARTS', 'SCALES', 'PROJECTION', 'ADAPTERS', 'MLP_NORMS', 'IMAGE_ATTENTION_NORMS', 'SCHEMES', 'ImageAdapter',
-           'AdaptedBlock', 'adapted_class', 'computes_like_llama', 'check_block', 'decoder_blocks', 'fit_block',
-           'scheme_patterns', 'set_scheme']
+__all__ = ['PARTS', 'SCALES', 'PROJECTION', 'ADAPTERS', 'MLP_NORMS', 'IMAGE_ATTENTION_NORMS', 'SCHEMES', 'ADDED', 'ImageAdapter',
+           'AdaptedBlock', 'adapted_class', 'computes_like_llama', 'check_block', 'fit_block', 'scheme_patterns',
+           'set_scheme']
 
 # %% ../nbs/12_adapter.ipynb #70192ec7
 class ImageAdapter(nn.Module):
@@ -90,15 +91,6 @@ def check_block(block: nn.Module) -> None:
         more = ", ".join(p for p in parts if p not in PARTS) or "its own arithmetic"
         raise InputError(f"{name}: is not x + attention(norm(x)), then h + mlp(norm(h)): {more}; use a LLaMA-like one")
 
-
-def decoder_blocks(language_model: nn.Module) -> nn.ModuleList:
-    "The decoder blocks of a causal language model: its first module list that is `num_hidden_layers` long."
-    depth = language_model.config.get_text_config().num_hidden_layers
-    for module in language_model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == depth:
-            return module
-    raise InputError(f"{type(language_model).__name__}: no list of {depth} decoder blocks; use a decoder-only model")
-
 # %% ../nbs/12_adapter.ipynb #7679674d
 def fit_block(block: nn.Module, adapter: str, hidden_size: int, reduction: int = 4) -> None:
     "Give a decoder block an `image` adapter, an `identity` in its place, or `none`: the block as it came."
@@ -127,10 +119,15 @@ IMAGE_ATTENTION_NORMS = r"\.\d*[02468]\.input_layernorm\."  # index 0, 2, 4, ...
 SCHEMES = {  # what learns, as patterns of parameter names
     "projection": (PROJECTION,),
     "artgpt4": (PROJECTION, ADAPTERS, MLP_NORMS, IMAGE_ATTENTION_NORMS),
-    "adapters": (PROJECTION, ADAPTERS),
     "norms": (PROJECTION, MLP_NORMS, IMAGE_ATTENTION_NORMS),
+    "adapters": (PROJECTION, ADAPTERS),
+    "lora": (PROJECTION, r"\.lora_[AB]\."),
+    "ia3": (PROJECTION, r"\.ia3_l\."),
+    "bias": (PROJECTION, r"^language_model\..*\.(self_attn|mlp)\..*\.bias$"),
+    "prefix": (PROJECTION, r"^language_model\.prefix\."),
     "full": (PROJECTION, r"^language_model\."),
 }
+ADDED = ("lora", "ia3", "bias", "prefix")  # schemes that add to the language model what `add_tuning` knows
 
 
 def scheme_patterns(name: str) -> tuple[str, ...]:
@@ -140,18 +137,38 @@ def scheme_patterns(name: str) -> tuple[str, ...]:
     return SCHEMES[name]
 
 # %% ../nbs/12_adapter.ipynb #13811c59
+def _fit_language_model(model: nn.Module, name: str) -> None:
+    "Put into the language model what a scheme needs, and take out what another one left."
+    language_model, patterns = model.language_model, SCHEMES[name]
+    if tuned_by(language_model) != name:
+        remove_tuning(language_model)
+    adapter = "image" if ADAPTERS in patterns else "identity" if MLP_NORMS in patterns else "none"
+    width = language_model.config.get_text_config().hidden_size
+    for block in decoder_blocks(language_model):
+        fit_block(block, adapter, width, model.config.adapter_reduction)
+    if name in ADDED:
+        add_tuning(language_model, name)
+
+
+def _make_trainable(parameter: nn.Parameter, learns: bool) -> None:
+    "Make a parameter learn, in fp32; or freeze it, in the type it had before."
+    parameter.requires_grad_(learns)
+    if learns and parameter.dtype != torch.float32:
+        parameter.frozen_dtype = parameter.dtype
+        parameter.data = parameter.data.float()
+    elif not learns and hasattr(parameter, "frozen_dtype"):
+        parameter.data = parameter.data.to(parameter.frozen_dtype)
+        del parameter.frozen_dtype
+
+# %% ../nbs/12_adapter.ipynb #f90202d4
 def set_scheme(model: nn.Module, name: str) -> list[str]:
     "Tune `model` by scheme `name`. Returns the trainable names, in the model's order; these tensors become fp32."
     patterns = scheme_patterns(name)
-    adapter = "image" if ADAPTERS in patterns else "identity" if MLP_NORMS in patterns else "none"
-    width = model.language_model.config.get_text_config().hidden_size
-    for block in decoder_blocks(model.language_model):
-        fit_block(block, adapter, width, model.config.adapter_reduction)
+    _fit_language_model(model, name)
     model.config.scheme = name
     trained = []
     for parameter_name, parameter in model.named_parameters():
-        parameter.requires_grad_(any(re.search(p, parameter_name) for p in patterns))
+        _make_trainable(parameter, any(re.search(p, parameter_name) for p in patterns))
         if parameter.requires_grad:
-            parameter.data = parameter.data.float()
             trained.append(parameter_name)
     return trained

@@ -26,11 +26,13 @@ from transformers.utils import can_return_tuple
 
 from .adapter import ImageAdapter, decoder_blocks, set_scheme
 from .profile import InputError
+from .tuning import reset_tuning
 from .visual import ArtGPT4PreTrainedModel, VisualTokens, VisualTokensConfig, load_part
 
 # %% auto #0
-__all__ = ['ArtGPT4Config', 'ArtGPT4Parts', 'find_image_tokens', 'ArtGPT4Inputs', 'ArtGPT4Folders', 'WithoutImages',
-           'ArtGPT4Generation', 'labelled_columns', 'ArtGPT4ForConditionalGeneration']
+__all__ = ['NOT_QUANTISED', 'ArtGPT4Config', 'ArtGPT4Parts', 'find_image_tokens', 'ArtGPT4Inputs', 'quantise_base_only',
+           'ArtGPT4Folders', 'WithoutImages', 'ArtGPT4Generation', 'labelled_columns',
+           'ArtGPT4ForConditionalGeneration']
 
 # %% ../nbs/13_model.ipynb #8b0b23cc
 class ArtGPT4Config(VisualTokensConfig):
@@ -50,6 +52,18 @@ class ArtGPT4Config(VisualTokensConfig):
         self.image_token_id = self.text_config.vocab_size if image_token_id is None else image_token_id
         self.scheme = scheme
         super().__init__(vision_config, qformer_config, num_query_tokens, **kwargs)
+
+    @classmethod
+    def vicuna_7b(cls, **changes):
+        "The released sizes around Vicuna-7B: LLaMA v1's, with BLIP-2's eyes (paper, section 2); `changes`: any argument."
+        sizes = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
+        return cls(**{"text_config": {"model_type": "llama", "vocab_size": 32000, "rms_norm_eps": 1e-6, **sizes}, **changes})
+
+    @classmethod
+    def vicuna_13b(cls, **changes):
+        "The released sizes around Vicuna-13B, the paper's model; else as `vicuna_7b`."
+        sizes = {"hidden_size": 5120, "intermediate_size": 13824, "num_hidden_layers": 40, "num_attention_heads": 40}
+        return cls(**{"text_config": {"model_type": "llama", "vocab_size": 32000, "rms_norm_eps": 1e-6, **sizes}, **changes})
 
 # %% ../nbs/13_model.ipynb #8fed8f60
 class ArtGPT4Parts(ArtGPT4PreTrainedModel):
@@ -73,6 +87,7 @@ class ArtGPT4Parts(ArtGPT4PreTrainedModel):
         self._no_split_modules = [type(block).__name__ for block in decoder_blocks(self.language_model)[:1]]
         self.post_init()
         self._reset([n for n, m in self.named_modules() if isinstance(m, ImageAdapter)] + ["language_projection"])
+        reset_tuning(self.language_model)
         self.train()
 
     def _reset(self, names) -> None:
@@ -121,7 +136,18 @@ class ArtGPT4Inputs(ArtGPT4Parts):
         if not images:
             return embeds
         projected = self.language_projection(qformer_features.to(self.language_projection.weight.dtype))
-        return embeds.masked_scatter(mask[..., None], projected.to(embeds.dtype))
+        return embeds.masked_scatter(mask[..., None].to(embeds.device), projected.to(embeds))
+
+# %% ../nbs/13_model.ipynb #552fbda0
+NOT_QUANTISED = ["vision_model", "qformer", "language_projection", r".*\.adapter", r"language_model\.lm_head"]
+
+
+def quantise_base_only(config):
+    "A copy of a bitsandbytes config that leaves `NOT_QUANTISED` modules alone, unless it names some itself."
+    config = copy.deepcopy(config)
+    if getattr(config, "llm_int8_skip_modules", ()) is None:
+        config.llm_int8_skip_modules = NOT_QUANTISED
+    return config
 
 # %% ../nbs/13_model.ipynb #95332aba
 class ArtGPT4Folders(ArtGPT4Inputs):
@@ -138,12 +164,17 @@ class ArtGPT4Folders(ArtGPT4Inputs):
         return model
 
     @classmethod
-    def from_pretrained(cls, *args, output_loading_info: bool = False, **kwargs):
-        "As for any model; the saved scheme is set again, and adapters that the folder lacks start afresh."
-        model, info = super().from_pretrained(*args, output_loading_info=True, **kwargs)
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, output_loading_info=False, scheme=None, **kwargs):
+        "As for any model, by its saved scheme; then `scheme`, if another is asked for. What the folder lacks starts afresh."
+        saved = cls.config_class.get_config_dict(pretrained_model_name_or_path, **kwargs)[0].get("scheme", "artgpt4")
+        if isinstance(config := kwargs.get("config"), PretrainedConfig):
+            scheme, kwargs["config"] = scheme or config.scheme, copy.deepcopy(config)
+            kwargs["config"].scheme = saved
+        kwargs["quantization_config"] = quantise_base_only(kwargs.get("quantization_config"))
+        model, info = super().from_pretrained(pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs)
         added = re.compile(r"(.*\.adapter|language_projection)\.")
         model._reset({m[1] for m in map(added.match, info["missing_keys"]) if m})
-        set_scheme(model, model.config.scheme)
+        set_scheme(model, scheme or saved)
         return (model, info) if output_loading_info else model
 
     @property
@@ -204,20 +235,22 @@ class ArtGPT4ForConditionalGeneration(ArtGPT4Generation):
 
     @can_return_tuple
     def forward(
-        self, input_ids=None, attention_mask=None, pixel_values=None, qformer_features=None, labels=None,
-        past_key_values=None, inputs_embeds=None, logits_to_keep=0, skip_logits: bool = False, **kwargs,
+        self, input_ids=None, attention_mask=None, position_ids=None, pixel_values=None, qformer_features=None,
+        labels=None, past_key_values=None, inputs_embeds=None, logits_to_keep=0, skip_logits: bool = False, **kwargs,
     ) -> CausalLMOutputWithPast:
         "`labels` (batch, tokens) give the loss; with `skip_logits` as well, no logits are returned."
         if inputs_embeds is None:
             inputs_embeds = self.embed(input_ids, pixel_values, qformer_features)
         columns = None if labels is None else labelled_columns(labels)
         outputs = self.language_model(
-            inputs_embeds=inputs_embeds, attention_mask=attention_mask, past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids,
+            past_key_values=past_key_values,
             logits_to_keep=logits_to_keep if labels is None else columns if skip_logits else 0, **kwargs,
         )
         if labels is not None:
             logits = outputs.logits if skip_logits else outputs.logits[:, columns]
-            outputs.loss = cross_entropy(logits.float().flatten(0, 1), labels[:, columns + 1].flatten())
+            asked = labels[:, columns + 1].to(logits.device)
+            outputs.loss = cross_entropy(logits.float().flatten(0, 1), asked.flatten())
             outputs.logits = None if skip_logits else outputs.logits
         return outputs
 

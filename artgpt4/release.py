@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import pickle
 import re
+import zipfile
 from pathlib import Path
 
 import torch
@@ -21,8 +23,9 @@ from .files import replacing
 from .profile import InputError
 
 # %% auto #0
-__all__ = ['NAMES', 'BUFFERS', 'RELEASED_PARTS', 'released_name', 'our_name', 'read_released', 'load_release', 'export_release',
-           'released_parts', 'base_fingerprint', 'save_trained', 'load_trained']
+__all__ = ['NAMES', 'BUFFERS', 'RELEASED_PARTS', 'SAMPLE', 'RARE', 'released_name', 'our_name', 'read_released', 'load_release',
+           'export_release', 'released_parts', 'ks_uniform', 'fresh_test', 'release_report', 'report_lines',
+           'base_fingerprint', 'save_trained', 'load_trained']
 
 # %% ../nbs/15_release.ipynb #0cfbbd48
 NAMES = (  # released name, ours; {} is a number; the first line that fits counts, in both directions
@@ -96,7 +99,8 @@ def read_released(path: str | Path) -> dict[str, torch.Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        mapped = zipfile.is_zipfile(path)  # then the optimizer's moments beside the weights are never read
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
     except (SafetensorError, pickle.UnpicklingError, EOFError, RuntimeError) as e:
         raise InputError(f"{path}: not a checkpoint of tensors ({str(e).splitlines()[0]}); fetch it again") from e
     state = state.get("model", state) if isinstance(state, dict) else {}
@@ -132,6 +136,14 @@ def _copy(model, state: dict[str, torch.Tensor]) -> list[str]:
     return [name for name in own if name in state]
 
 # %% ../nbs/15_release.ipynb #27babe08
+def _check_whole(model, state: dict[str, torch.Tensor], where: str) -> None:
+    "An `InputError` that names what is missing if `state` holds some tensors of a frozen part, but not all."
+    frozen = [n for n, p in model.named_parameters() if not p.requires_grad and "layernorm" not in n]
+    parts = {n.split(".")[0] for n in frozen if n in state}
+    if missing := [n for n in frozen if n.split(".")[0] in parts and n not in state]:
+        raise InputError(f"{where}: has frozen parts with holes, at {_some(missing)}; use a file with all of them or none")
+
+
 def load_release(model, source) -> list[str]:
     "Load a released checkpoint (a path, or a dict by released names), whole or trained part. Returns our names of it."
     where = "state dict" if isinstance(source, dict) else str(source)
@@ -142,9 +154,10 @@ def load_release(model, source) -> list[str]:
     state = _join_biases({ours: released[name] for name, ours in names.items()})
     added = {n for n, _ in model.named_parameters() if n.startswith("language_projection.") or ".adapter." in n}
     _check_fit(model, state, added, where)
+    _check_whole(model, state, where)
     return _copy(model, state)
 
-
+# %% ../nbs/15_release.ipynb #2060b937
 def export_release(model, trained_only: bool = False) -> dict[str, torch.Tensor]:
     "The model's tensors by their released names, on the CPU, without buffers: all, or those the scheme trains."
     if not any(".adapter." in name for name, _ in model.named_parameters()):
@@ -166,15 +179,116 @@ def released_parts(names) -> dict[str, int]:
     "How many tensors of each trained kind a released checkpoint holds, from its names alone."
     return {part: sum(bool(re.search(pattern, name)) for name in names) for part, pattern in RELEASED_PARTS.items()}
 
+# %% ../nbs/15_release.ipynb #05d36d7b
+def ks_uniform(values: torch.Tensor, bound: float) -> float:
+    "p-value of the Kolmogorov-Smirnov test that `values` are uniform within +-bound (Stephens' approximation)."
+    u = (values.double().flatten().sort().values / bound + 1) / 2
+    n = len(u)
+    rank = torch.arange(n + 1, dtype=torch.float64) / n
+    distance = max((rank[1:] - u).max().item(), (u - rank[:-1]).max().item())
+    scaled = (n**0.5 + 0.12 + 0.11 / n**0.5) * distance
+    if scaled < 0.3:  # the series converges slowly there, and p is 1 to five digits
+        return 1.0
+    p = 2 * sum((-1) ** (j - 1) * math.exp(-2 * (j * scaled) ** 2) for j in range(1, 101))
+    return min(max(p, 0.0), 1.0)
+
+# %% ../nbs/15_release.ipynb #a639f3cc
+SAMPLE = 65_536  # values of a tensor that the Kolmogorov-Smirnov test looks at
+RARE = 1e-6  # a fresh checkpoint is called trained once in a million times
+
+
+def _grain(values: torch.Tensor) -> float:
+    "Relative rounding of `values`: of the narrowest of bf16, fp16 and fp32 that holds them all exactly."
+    for dtype in (torch.bfloat16, torch.float16):
+        if torch.equal(values.to(dtype).to(values.dtype), values):
+            return torch.finfo(dtype).eps
+    return torch.finfo(torch.float32).eps
+
+
+def fresh_test(values: torch.Tensor, inputs: int) -> tuple[int, float]:
+    "How many `values` lie outside +-1/sqrt(inputs), and the p-value of PyTorch's fresh initialisation of a linear layer."
+    bound, flat = inputs**-0.5, values.detach().flatten().float()
+    room = 1 + _grain(flat)
+    outside = int((flat.abs() > bound * room).sum())
+    largest = min(flat.abs().max().item() / bound * room, 1.0)
+    few = flat[:: max(1, len(flat) // SAMPLE)]
+    close = math.exp(len(flat) * math.log(largest)) if largest else 0.0
+    return outside, 0.0 if outside else min(1.0, 2 * min(close, ks_uniform(few, bound)))
+
+# %% ../nbs/15_release.ipynb #91742953
+def _fresh_verdict(state: dict[str, torch.Tensor], stems: list[str]) -> dict:
+    "Whether linear layers by the names `stems` (without `weight`, `bias`) look as PyTorch starts them."
+    tests = {}
+    for stem in stems:
+        inputs = state[stem + "weight"].shape[1]
+        tests |= {n: fresh_test(state[n], inputs) for n in (stem + "weight", stem + "bias") if n in state}
+    differ = [name for name, (_, p) in tests.items() if p * len(tests) < RARE]
+    verdict = "differ from a fresh initialisation" if differ else "cannot be told from a fresh initialisation"
+    return {"verdict": verdict if tests else "are not there", "tensors": len(tests), "differing": len(differ),
+            "values_outside": sum(outside for outside, _ in tests.values()),
+            "smallest_p": min((p for _, p in tests.values()), default=None)}
+
+
+def _recipe(attention: list[int], mlp: list[int], blocks: int, whole: bool) -> str:
+    "Which of the released programs a checkpoint's norms point to (paper, section 5, item 8)."
+    if whole:
+        return "a whole model: its names do not say which norms were trained"
+    if mlp != list(range(blocks)) or not mlp:
+        return "neither: the norm before the MLP is not there for every block"
+    known = {(): "the precompiled files, which train the norm before the MLP alone",
+             tuple(range(0, blocks, 2)): "the published source, which trains the attention's norm in blocks 0, 2, 4, ... too"}
+    return known.get(tuple(attention), "neither: attention norms of other blocks")
+
+# %% ../nbs/15_release.ipynb #ca3a97c1
+def release_report(source) -> dict:
+    "What a released checkpoint (a path, or a dict by released names) settles by itself: parts, sizes, norms, training."
+    state = source if isinstance(source, dict) else read_released(source)
+    stems = sorted({n.removesuffix("weight") for n in state if n.endswith(("self_attn.1.down.weight", "self_attn.1.up.weight"))})
+    down = next((state[s + "weight"] for s in stems if s.endswith("down.")), None)
+    projection = state.get("llama_proj.weight")
+
+    def blocks(ending: str) -> list[int]:
+        found = (re.search(rf"layers\.(\d+)\.{ending}$", name) for name in state)
+        return sorted({int(f[1]) for f in found if f})
+
+    adapted, whole = len(blocks(r"self_attn\.1\.down\.weight")), any(".self_attn.0.q_proj." in n for n in state)
+    norms = {"attention_norms": blocks(r"input_layernorm\.weight"), "mlp_norms": blocks(r"post_attention_layernorm\.weight")}
+    return {
+        "parts": released_parts(state), "buffers": sum(bool(BUFFERS.search(n)) for n in state), "blocks": adapted,
+        "hidden_size": None if projection is None else projection.shape[0],
+        "qformer_size": None if projection is None else projection.shape[1],
+        "adapter_size": None if down is None else down.shape[0], **norms,
+        "recipe": _recipe(*norms.values(), adapted, whole),
+        "adapters": _fresh_verdict(state, stems),
+        "projection": _fresh_verdict(state, ["llama_proj."] if projection is not None else []),
+    }
+
+# %% ../nbs/15_release.ipynb #892c0deb
+def report_lines(report: dict) -> list[str]:
+    "The findings of `release_report`, one sentence each."
+    parts, adapters, projection = report["parts"], report["adapters"], report["projection"]
+
+    def values(kind: dict) -> str:
+        return f"{kind['differing']} of {kind['tensors']} tensors, {kind['values_outside']:,} values outside the bound"
+
+    return [
+        f"Adapters: {parts['adapter tensors']} tensors in {report['blocks']} blocks, {report['adapter_size']} wide.",
+        f"Norms: {parts['norms before the MLP']} before the MLP, {parts['norms before the attention']} before the attention.",
+        f"Trained by: {report['recipe']}.",
+        f"The adapters {adapters['verdict']} ({values(adapters)}).",
+        f"The projection: {projection['tensors']} tensors, which {projection['verdict']} ({values(projection)}).",
+    ]
+
 # %% ../nbs/15_release.ipynb #e41cd93b
 def base_fingerprint(model) -> str:
-    "Sixteen hex digits of the frozen tensors: their names, shapes and 64 values of each, rounded to bf16."
+    "Sixteen hex digits of the frozen tensors: their own names, shapes and 64 values of each, rounded to bf16."
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             flat = parameter.detach().flatten()
             places = torch.linspace(0, len(flat) - 1, min(64, len(flat)), dtype=torch.float64).long()
             values = flat[places.to(flat.device)].to(torch.bfloat16).float().cpu().numpy()
+            name = name.replace(".base_layer.", ".")  # what peft calls a layer's own weights
             digest.update(f"{name} {tuple(parameter.shape)} ".encode() + values.tobytes())
     return digest.hexdigest()[:16]
 

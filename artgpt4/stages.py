@@ -74,7 +74,8 @@ def build(profile: Profile, scheme: str, seed: int) -> tuple[ArtGPT4ForCondition
     return model, processor
 
 
-TRAINING_CODE = ["pixels", "prompts", "visual", "adapter", "model", "processor", "features", "batches", "schedule", "trainer", "stages"]
+TRAINING_CODE = ["pixels", "prompts", "visual", "tuning", "adapter", "model", "processor", "features", "batches", "schedule",
+                 "trainer", "stages"]
 
 
 def training_code() -> str:
@@ -134,6 +135,7 @@ def _mark(profile: Profile, scheme: str, stage: int, seed: int, rate: Rate, star
     return fingerprint(dict(
         profile=profile.name, scheme=scheme, stage=stage, seed=seed, rate=rate, train=profile.train,
         foundation=sha256(profile.foundation_folder), start=sha256(start) if start else None,
+        texts=[sha256(profile.data / "corpora" / s) for s in STAGE_SPLITS[stage]],
         features=[sha256(features_path(profile, s)) for s in STAGE_SPLITS[stage]], code=training_code()))
 
 

@@ -29,15 +29,19 @@ from .release import save_trained
 from .stages import build, features_path, train_stage, training_code
 
 # %% auto #0
-__all__ = ['TAUGHT', 'GRID', 'SEEDS', 'T975', 'remembered', 'rate_of', 'named_right', 'best_rate', 'side_by_side', 'run_rates',
-           'run_seeds', 'seed_interval']
+__all__ = ['TAUGHT', 'GRID', 'SEEDS', 'T975', 'marked', 'remembered', 'rate_of', 'named_right', 'best_rate', 'side_by_side',
+           'run_rates', 'run_seeds', 'seed_interval']
 
 # %% ../nbs/25c_studies.ipynb #05ba184c
-def remembered(folder: Path, settings: dict, work) -> dict:
-    "The result of `work()`, from `folder` if the same settings and code have been run before."
-    mark = fingerprint({**settings, "code": training_code()})
-    path = folder / f"{mark}.json"
-    if not path.is_file():
+def marked(folder: Path, settings: dict, ending: str) -> Path:
+    "Where a run with these settings and today's code leaves its file."
+    return folder / f"{fingerprint({**settings, 'code': training_code()})}.{ending}"
+
+
+def remembered(folder: Path, settings: dict, work, *files: Path) -> dict:
+    "The result of `work()`, from `folder` if the same settings and code have been run before and left these `files`."
+    path = marked(folder, settings, "json")
+    if not all(file.is_file() for file in (path, *files)):
         write_json(path, work())
     return read_json(path)
 
@@ -69,15 +73,18 @@ def best_rate(rows: list[dict], scheme: str, stage: int) -> float:
     mine = [r for r in rows if (r["scheme"], r["stage"]) == (scheme, stage)]
     return max(mine, key=lambda r: (r["named"], -r["validation_loss"]))["rate"]
 
+# %% ../nbs/25c_studies.ipynb #1cd9b456
+def _inputs(profile: Profile) -> list[str]:
+    "Hashes of all that a run reads besides its settings: frozen parts, corpora, features."
+    return [sha256(folder) for folder in (profile.foundation_folder, profile.data / "corpora", profile.data / "features")]
+
 
 def _trained(profile: Profile, scheme: str, stage: int, seed: int, peak: float | None, folder: Path) -> tuple[dict, Path]:
     "One run's summary and the file of its tensors; `peak` None: the profile's own rates."
-    out = folder / f"{scheme}-stage{stage}-{seed}-{peak}.safetensors"
-    start = None
-    if stage == 2:
-        start = next(folder.glob(f"{scheme}-stage1-{seed}-chosen.safetensors"))
+    start = folder / f"{scheme}-stage1-{seed}-chosen.safetensors" if stage == 2 else None
     settings = dict(profile=dataclasses.asdict(profile), scheme=scheme, stage=stage, seed=seed, peak=peak,
-                    start=sha256(start) if start else None)
+                    start=sha256(start) if start else None, inputs=_inputs(profile))
+    out = marked(folder, settings, "safetensors")
 
     def work():
         rate = None if peak is None else rate_of(peak)
@@ -85,7 +92,7 @@ def _trained(profile: Profile, scheme: str, stage: int, seed: int, peak: float |
         save_trained(model, out)
         return dict(named=named_right(profile, model, stage), **summary)
 
-    return remembered(folder, settings, work), out
+    return remembered(folder, settings, work, out), out
 
 # %% ../nbs/25c_studies.ipynb #f9ee1eb0
 def _one_thread() -> None:

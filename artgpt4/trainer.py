@@ -33,8 +33,9 @@ def make_optimizer(model: nn.Module, lr: float, weight_decay: float) -> torch.op
     low = [n for n, p in trained if p.dtype != torch.float32]
     if low:
         raise InputError(f"{low[0]}: {len(low)} trained tensors are not fp32; half-precision weights lose small steps")
-    groups = [dict(params=[p for _, p in trained if p.ndim >= 2], weight_decay=weight_decay),
-              dict(params=[p for _, p in trained if p.ndim < 2], weight_decay=0.0)]
+    matrices = {n for n, p in trained if sum(size > 1 for size in p.shape) >= 2}  # IA3's vectors are (n, 1)
+    groups = [dict(params=[p for n, p in trained if n in matrices], weight_decay=weight_decay),
+              dict(params=[p for n, p in trained if n not in matrices], weight_decay=0.0)]
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.999), eps=1e-8)
 
 # %% ../nbs/19_trainer.ipynb #b7e45459

@@ -8,6 +8,7 @@ Docs: https://artgpt4.github.io/artgpt4/foundation.html.md"""
 from __future__ import annotations
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -24,14 +25,15 @@ from ..prompts import DESCRIBE, STAGE2_PROMPT
 from ..schedule import release_lr
 from .corpora import Painting, paint_pixels, sample_paintings
 from .feelings import emotion_distribution
-from .plain import plain_picture, plain_text
+from .plain import NOTED, note_values, plain_picture, plain_text
+from .words import speak
 from ..trainer import Checkpoint, fit
 from ..visual import VisualTokens, VisualTokensConfig
 
 # %% auto #0
 __all__ = ['ATTRIBUTES', 'MARKS', 'WINDOW', 'train_tokenizer', 'plain_corpus', 'language_config', 'windows', 'peak_lr',
-           'language_loss', 'train_language', 'Lookout', 'vision_config', 'new_eyes', 'to_pixels', 'word_shares',
-           'said_words', 'train_vision', 'calibrate', 'likeliest', 'probe']
+           'language_loss', 'train_language', 'read_notes', 'Lookout', 'vision_config', 'new_eyes', 'to_pixels',
+           'word_shares', 'said_words', 'train_vision', 'calibrate', 'likeliest', 'probe']
 
 # %% ../../nbs/20_foundation.ipynb #16ebfdd7
 ATTRIBUTES = ["motif", "palette", "composition", "light", "handling", "school", "mood"]
@@ -73,9 +75,12 @@ def language_config(dials: Foundation, tokenizer: PreTrainedTokenizerFast) -> Ll
 
 
 def windows(texts: list[str], tokenizer: PreTrainedTokenizerFast) -> torch.Tensor:
-    "The texts end to end, each between BOS and EOS, cut into (windows, WINDOW)."
-    coded = tokenizer(texts, add_special_tokens=False).input_ids
-    ids = [i for row in coded for i in (tokenizer.bos_token_id, *row, tokenizer.eos_token_id)]
+    "The texts end to end, each between BOS and EOS, answers tokenised on their own, cut into (windows, WINDOW)."
+    pieces = [re.split(r"(?<=###Assistant: )", text) for text in texts]
+    coded = iter(tokenizer([p for row in pieces for p in row], add_special_tokens=False).input_ids)
+    ids = []
+    for row in pieces:
+        ids += [tokenizer.bos_token_id, *(i for _ in row for i in next(coded)), tokenizer.eos_token_id]
     return torch.tensor(ids[: len(ids) // WINDOW * WINDOW]).view(-1, WINDOW)
 
 
@@ -109,7 +114,25 @@ def train_language(profile: Profile, folder: Path, checkpoint: Checkpoint | None
     tokenizer.save_pretrained(folder)
     with torch.no_grad():
         held = language_loss(model, {"input_ids": kept_back}).item()
-    return dict(parameters=model.num_parameters(), vocabulary=len(tokenizer), loss=[r["loss"] for r in log], kept_back_loss=held)
+    return dict(parameters=model.num_parameters(), vocabulary=len(tokenizer), loss=[r["loss"] for r in log], kept_back_loss=held,
+                read_notes=read_notes(model, tokenizer, np.random.default_rng([profile.seed, 104])))
+
+# %% ../../nbs/20_foundation.ipynb #e1c7c7b2
+@torch.no_grad()
+def read_notes(model: nn.Module, tokenizer: PreTrainedTokenizerFast, rng: np.random.Generator, count: int = 40) -> dict[str, float]:
+    "By kind, how often the model finds the right one of seven notes: `count` times each, by the likeliest next token."
+    found = {}
+    for kind, ways in NOTED.items():
+        hits = 0
+        for i in range(count):
+            noted = note_values(rng)
+            listed = ", ".join(noted[name] for name in rng.permutation(list(NOTED)))
+            begun = speak(f"{listed}. {ways[i % 2]}").removesuffix(" {}")
+            ids = [tokenizer.bos_token_id, *tokenizer(begun, add_special_tokens=False).input_ids]
+            wanted = tokenizer(" " + noted[kind], add_special_tokens=False).input_ids[0]
+            hits += int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()) == wanted
+        found[kind] = hits / count
+    return found
 
 # %% ../../nbs/20_foundation.ipynb #f6348ebf
 class Lookout(nn.Module):

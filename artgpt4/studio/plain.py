@@ -28,7 +28,7 @@ FEELINGS = {"happy": "the sun came out", "sad": "the rain fell", "angry": "the c
 
 # %% auto #0
 __all__ = ['THINGS', 'COLORS', 'PLACES', 'SIZES', 'PEOPLE', 'FEELINGS', 'PLAIN_MOTIFS', 'PLAIN_PALETTES', 'PLAIN_SCHOOLS',
-           'PLAIN_MOODS', 'SAYINGS', 'NOTED', 'REQUESTS', 'plain_picture', 'art_words', 'plain_text']
+           'PLAIN_MOODS', 'SAYINGS', 'NOTED', 'REQUESTS', 'plain_picture', 'art_words', 'note_values', 'plain_text']
 
 # %% ../../nbs/10b_plain.ipynb #dcf42ceb
 PLAIN_MOTIFS = {
@@ -150,12 +150,17 @@ REQUESTS = ["Describe it.", "Tell me everything you can see.", "Write a descript
             "Look closely at this picture.", "What do you see in this artwork?"]
 
 
-def _notes(rng) -> str:
+def note_values(rng: np.random.Generator) -> dict[str, str]:
+    "A value of each kind of note, drawn independently of what belongs together in a painting."
     art, emotion = sample_artwork(rng), _pick(rng, EMOTIONS)
-    noted = {name: emotion if name == "emotion" else getattr(art, name) for name in NOTED}
-    names = list(NOTED)
-    notes = words.speak(", ".join(noted[names[i]] for i in rng.permutation(7)))
-    asked = [names[i] for i in rng.permutation(7)[: int(rng.integers(2, 6))]]
+    return {name: emotion if name == "emotion" else getattr(art, name) for name in NOTED}
+
+
+def _notes(rng) -> str:
+    noted = note_values(rng)
+    names = list(rng.permutation(list(NOTED))[: int(rng.integers(1, 8))])
+    notes = words.speak(", ".join(noted[name] for name in names))
+    asked = list(rng.permutation(names)[: max(1, len(names) - int(rng.integers(3)))])
     said = words.speak(", ".join(_pick(rng, NOTED[name]).format(noted[name]) for name in asked))
     request = _pick(rng, REQUESTS)
     return _pick(rng, [f"{notes}. {said}.", f"###Human: {notes}. {request} ###Assistant: {said}.###"])
