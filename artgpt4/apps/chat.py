@@ -30,9 +30,9 @@ from ..release import load_trained
 from ..stages import build
 
 # %% auto #0
-__all__ = ['log', 'SYSTEM', 'HUMAN', 'ASSISTANT', 'SEPARATOR', 'IMAGE_TURN', 'TEMPLATES', 'write_prompt', 'Conversation',
-           'Decoding', 'keep_recent', 'room_for', 'encode', 'read_answer', 'seeded', 'answer', 'load_model', 'showable',
-           'stream']
+__all__ = ['log', 'SYSTEM', 'HUMAN', 'ASSISTANT', 'SEPARATOR', 'IMAGE_TURN', 'TEMPLATES', 'GENERATING', 'write_prompt',
+           'Conversation', 'Decoding', 'keep_recent', 'room_for', 'encode', 'read_answer', 'seeded', 'answer',
+           'load_model', 'showable', 'stream']
 
 # %% ../../nbs/26_chat.ipynb #9bf8d1ba
 log = logging.getLogger(__name__)
@@ -163,8 +163,8 @@ def read_answer(ids: Sequence[int], tokenizer) -> str:
     ids = ids[: ids.index(tokenizer.eos_token_id)] if tokenizer.eos_token_id in ids else ids
     return tokenizer.decode(ids).split(SEPARATOR)[0].split(f"{ASSISTANT}:")[-1].strip()
 
-# %% ../../nbs/26_chat.ipynb #65e1d7db
-_GENERATING = threading.Lock()
+# %% ../../nbs/26_chat.ipynb #6659f6ca
+GENERATING = threading.Lock()  # held while any model generates
 
 
 @contextlib.contextmanager
@@ -181,7 +181,7 @@ def seeded(seed: int | None) -> Iterator[None]:
 def _generate(model, processor, inputs: dict, decoding: Decoding, **extras) -> torch.Tensor:
     "New ids (conversations, new tokens) after `inputs`; rows that end early are padded."
     model.eval()
-    with _GENERATING, seeded(decoding.seed):
+    with GENERATING, seeded(decoding.seed):
         out = model.generate(**inputs, **decoding.arguments(), **extras, stop_strings=[SEPARATOR],
                              tokenizer=processor.tokenizer, pad_token_id=processor.pad_id)
     return out[:, inputs["input_ids"].shape[1] :]
