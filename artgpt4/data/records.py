@@ -18,8 +18,10 @@ from PIL import Image, UnidentifiedImageError
 
 from ..profile import InputError
 
+IMAGES = (".jpg", ".jpeg", ".png", ".webp")  # suffixes of picture files
+
 # %% auto #0
-__all__ = ['Record', 'open_image', 'Report', 'Records']
+__all__ = ['IMAGES', 'Record', 'open_image', 'Report', 'Records']
 
 # %% ../../nbs/03_records.ipynb #d06caf41
 @dataclass(frozen=True)
