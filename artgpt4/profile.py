@@ -17,7 +17,8 @@ from typing import get_type_hints
 import yaml
 
 # %% auto #0
-__all__ = ['InputError', 'find_root', 'Corpora', 'Foundation', 'Rate', 'Stage', 'Train', 'Evaluate', 'Profile', 'load_profile']
+__all__ = ['InputError', 'find_root', 'Corpora', 'Source', 'Foundation', 'Rate', 'Stage', 'Train', 'Evaluate', 'Profile',
+           'load_profile']
 
 # %% ../nbs/00_profile.ipynb #f9641810
 class InputError(ValueError):
@@ -47,6 +48,15 @@ class Corpora:
     benchmark: int  # artworks in each of IDC and ISAC; ICRC has half, MDIUC a fifth
     image_size: int  # painted pixels, square
     shard_size: int  # pairs in one WebDataset tar
+
+# %% ../nbs/00_profile.ipynb #a1c04e77
+@dataclass(frozen=True)
+class Source:
+    "Where something public comes from: the reader's own copy, or an address; an empty text is none."
+
+    path: str  # a file or folder, relative to the repository
+    url: str  # of a file
+    sha256: str  # of the file at the address; empty where its owners publish none
 
 # %% ../nbs/00_profile.ipynb #608fa1cc
 @dataclass(frozen=True)
@@ -120,6 +130,7 @@ class Profile:
 
     name: str
     seed: int
+    sources: dict[str, Source]  # of the public corpora, by name; none where everything is painted
     corpora: Corpora
     foundation: Foundation
     train: Train

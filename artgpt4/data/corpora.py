@@ -53,11 +53,12 @@ def read_questions(folder: str | Path) -> Records:
     def read(report):
         for number, row in enumerate(read_jsonl(folder / "questions.jsonl", "run `dvc repro corpora`"), 1):
             missing = {"part", "item", "round", "question", "reference"} - row.keys()
-            image = folder / str(row.get("part")) / f"{row.get('item')}.jpg"
+            place = folder / str(row.get("part"))
+            image = next((p for s in IMAGES if (p := place / f"{row.get('item')}{s}").is_file()), None)
             if missing:
                 report.drop(f"no {', '.join(sorted(missing))}", f"line {number}")
-            elif not image.is_file():
-                report.drop("no such image", f"{row['part']}/{row['item']}.jpg")
+            elif image is None:
+                report.drop("no such image", f"{row['part']}/{row['item']}")
             else:
                 key = f"{row['part']}/{row['item']}/{row['round']}"
                 yield Record(key, row["question"], image, facts=row)

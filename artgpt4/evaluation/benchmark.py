@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import shutil
 from pathlib import Path
 from urllib.parse import quote
 
@@ -17,13 +18,14 @@ import pandas as pd
 
 import artgpt4
 from ..data.download import RemoteFile, fetch, verify
-from ..files import read_json, sha256, write_json, write_text
+from ..data.records import IMAGES
+from ..files import read_json, sha256, write_json, write_jsonl, write_text
 from ..profile import InputError, find_root
 
 # %% auto #0
-__all__ = ['REPOSITORY', 'COMMIT', 'PARTS', 'ROUNDS', 'SYSTEMS', 'JUDGED', 'TRANSCRIPT', 'ORDINALS', 'committed',
-           'released_files', 'fetch_released', 'read_answers', 'read_transcript', 'read_printed', 'read_released',
-           'averages', 'derive_released']
+__all__ = ['REPOSITORY', 'COMMIT', 'PARTS', 'ROUNDS', 'SYSTEMS', 'JUDGED', 'TRANSCRIPT', 'ASKED', 'ORDINALS', 'committed',
+           'released_files', 'fetch_released', 'read_answers', 'write_questions', 'read_transcript', 'read_printed',
+           'read_released', 'averages', 'derive_released']
 
 # %% ../../nbs/23_benchmark.ipynb #94e9fc88
 REPOSITORY = "DLYuanGod/ArtGPT-4"
@@ -127,6 +129,27 @@ def read_answers(folder: str | Path) -> pd.DataFrame:
                 answers = _two_answers(text, f"{path}, item {item}, round {turn}")
                 rows += [dict(part=part, item=item, round=turn, question=question, **answer) for answer in answers]
     return pd.DataFrame(rows)
+
+# %% ../../nbs/23_benchmark.ipynb #c6d2a9f3
+ASKED = {  # ours: the release does not say how these parts were asked
+    "IDC": "Describe this image in detail, and what is artful in it.",
+    "ISAC": "Which feelings does this image express or stir, and why?",
+    "ICRC": "What is in this image, and where?",
+}
+
+
+def write_questions(folder: str | Path, out: str | Path) -> dict[str, int]:
+    "Lay out the released pictures below `out` with their questions in `questions.jsonl`; how many each part has."
+    answers = read_answers(folder)
+    asked = answers[answers.system == "ArtGPT-4"]
+    rows = [dict(part=r.part, item=r.item, round=r.round, question=ASKED.get(r.part, r.question), reference="")
+            for r in asked.itertuples()]
+    for part, item in {(r["part"], r["item"]): None for r in rows}:
+        [picture] = [p for p in (_evaluation(folder) / part).glob(f"{item}.*") if p.suffix in IMAGES]
+        (Path(out) / part).mkdir(parents=True, exist_ok=True)
+        shutil.copy2(picture, Path(out) / part / picture.name)
+    write_jsonl(Path(out) / "questions.jsonl", rows)
+    return asked.groupby("part", sort=False).size().to_dict()
 
 # %% ../../nbs/23_benchmark.ipynb #e17a9034
 ORDINALS = dict(zip(PARTS, ("First", "Second", "Third", "Fourth")))
