@@ -18,8 +18,8 @@ from pathlib import Path
 import pytest
 from mirror import Mirror, announce, cut, elsewhere, hang_up, noise, page, stall, status, trickle
 
-from artgpt4.data import download
 from artgpt4.data.download import RemoteFile, Retry, fetch
+from artgpt4.data.transfer import writing
 from artgpt4.profile import InputError
 
 BODY = bytes(i * 7 % 251 for i in range(100_000))
@@ -379,7 +379,7 @@ def test_a_disk_that_fills_up_is_one_line_and_keeps_the_part(get, mirror, tmp_pa
 
 def test_no_space_left_is_a_full_disk():
     with pytest.raises(InputError, match="^x: the disk is full; make room$"):
-        with download.writing("x", "make room"):
+        with writing("x", "make room"):
             raise OSError(errno.ENOSPC, "No space left on device")
 
 
