@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from mirror import Mirror, announce, cut, elsewhere, hang_up, noise, page, stall, status, trickle
 
+from artgpt4.data import download
 from artgpt4.data.download import RemoteFile, Retry, fetch
 from artgpt4.data.transfer import writing
 from artgpt4.profile import InputError
@@ -259,11 +260,18 @@ def test_a_fault_that_does_not_pass_is_not_repeated(refused, mirror, waits, code
     assert len(mirror.asked) == 1 and waits == []
 
 
-@pytest.mark.parametrize("fault", [hang_up, noise(), noise(b""), noise(b"HTTP/1.1 two hundred\r\n\r\n")])
+CHUNKS = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+GARBAGE = {
+    "no word": hang_up, "noise": noise(), "nothing": noise(b""), "no number": noise(b"HTTP/1.1 two hundred\r\n\r\n"),
+    "no chunk": noise(CHUNKS + b"zz\r\n"), "half a chunk": noise(CHUNKS + b"ffff\r\nhalf"), "long": noise(b"HTTP/1.1 " + 70_000 * b"2"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", GARBAGE.values(), ids=GARBAGE)
 def test_no_answer_or_garbage_instead_of_one_is_asked_again(get, refused, mirror, fault, waits):
     mirror.then(NAME, fault, fault)
-    assert get() == BODY
-    assert len(waits) == 2
+    assert get(tries=4) == BODY
+    assert len(waits) >= 2
 
 
 @pytest.mark.parametrize("fault", [hang_up, noise()])
@@ -277,6 +285,47 @@ def test_a_server_that_falls_silent_is_asked_again(get, mirror):
     mirror.then(NAME, stall(30_000))
     assert get(timeout=0.2) == BODY
     assert mirror.starts() == [0, 30_000]
+
+
+@pytest.mark.parametrize("value", ["9" * 5000, "-1", "many", "1e5", ""])
+def test_a_length_that_is_no_length_is_as_good_as_none(get, mirror, value):
+    mirror.always(NAME, lambda handler, body: handler.answer(200, body, {"Content-Length": value}, None))
+    assert get() == BODY
+
+
+@pytest.mark.parametrize("span", ["", "bytes", "bytes 5-9", f"bytes {'9' * 5000}-5/7", "lines 30000-/9"])
+def test_a_range_that_is_no_range_starts_over(get, mirror, span):
+    mirror.then(NAME, cut(30_000), lambda handler, body: handler.answer(206, body, {"Content-Range": span}))
+    assert get() == BODY
+    assert mirror.starts() == [0, 30_000, 0]
+
+
+def test_nothing_is_a_file_too(mirror, tmp_path):
+    mirror.files["empty"] = b""
+    fetch([RemoteFile("empty", mirror.url("empty"), hashlib.sha256(b"").hexdigest(), 0)], tmp_path)
+    assert left(tmp_path) == ["empty"]
+
+
+def test_what_another_run_has_just_brought_is_kept(get, mirror, tmp_path, monkeypatch):
+    "It was missing when we looked, and is there when we have the lock."
+    get()
+    monkeypatch.setattr(download, "faults", lambda files, folder: {NAME: "missing"})
+    assert get() == BODY
+    assert len(mirror.asked) == 1
+
+
+def test_a_redirect_is_followed_and_a_circle_is_not(get, refused, mirror, tmp_path):
+    mirror.files["moved"] = BODY
+    mirror.then("moved", cut(30_000))
+    mirror.always(NAME, status(302, Location="/moved"))
+    assert get() == BODY
+    assert mirror.starts("moved") == [0, 30_000]
+    (tmp_path / NAME).unlink()
+    mirror.always("moved", status(302, Location="/moved"))
+    assert "answered 302" in refused()
+    for nonsense in ("file:///etc/passwd", "http://[::1", "http://127.0.0.1:port/"):
+        mirror.always(NAME, status(302, Location=nonsense))
+        assert "images/wiki art.zip: " in refused()
 
 
 def test_nobody_there(tmp_path, waits):

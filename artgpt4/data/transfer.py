@@ -15,13 +15,12 @@ import os
 import random
 import re
 import shutil
-import ssl
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
-from http.client import HTTPException
+from http.client import HTTPException, InvalidURL
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
@@ -61,7 +60,7 @@ def retry_after(value: str | None) -> float | None:
         return float(value)
     try:
         date = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     date = date if date.tzinfo else date.replace(tzinfo=timezone.utc)
     return max(0.0, (date - datetime.now(timezone.utc)).total_seconds())
@@ -109,17 +108,17 @@ def _ask(job: Transfer, headers: dict):
     try:
         return urlopen(request, timeout=job.retry.timeout)
     except HTTPError as e:
-        if e.code == 416:  # no bytes after those we have
+        if e.code == 416 and headers:  # no bytes after those we have
             return e
         e.close()
         said = f"{job.source} answered {e.code} {_plain(e.reason)}"
         if e.code in PASSING:
             raise _Passing(said, retry_after(e.headers["Retry-After"])) from e
         raise InputError(f"{job.name}: {said}; {_HINTS.get(e.code, _HINTS[404])}") from e
-    except (OSError, HTTPException) as e:
+    except (OSError, HTTPException, ValueError) as e:
         reason = getattr(e, "reason", None) or e
         said = f"cannot read {job.source} ({_plain(reason)})"
-        if job.source.startswith("file:") or isinstance(reason, ssl.SSLCertVerificationError):
+        if job.source.startswith("file:") or isinstance(reason, (ValueError, InvalidURL)):  # a bad certificate is the former
             raise InputError(f"{job.name}: {said}; check it, or give a mirror") from e
         raise _Passing(said) from e
 
@@ -170,6 +169,7 @@ class _Partial:
         os.replace(self.path, self.place)
         self.note.unlink(missing_ok=True)
 
+
 def part_of(place: Path) -> int:
     "How many bytes have come so far of the file that belongs at `place`."
     return _Partial(place).size
@@ -195,13 +195,12 @@ def check_room(folder: Path, needed: int, what: str) -> None:
 
 @contextlib.contextmanager
 def _partial(place: Path) -> Iterator[_Partial]:
-    "The part of the file that belongs at `place`, held alone. A wrong file that lay at `place` is deleted."
+    "The part of the file that belongs at `place`, held alone."
     partial = _Partial(place)
     with writing(str(place), "choose another folder"):
         place.parent.mkdir(parents=True, exist_ok=True)
         partial.path.touch()
     with writing(str(place), "choose another folder"), alone(partial.path):
-        place.unlink(missing_ok=True)
         try:
             yield partial
         finally:
@@ -228,8 +227,8 @@ def _extent(reply, offset: int) -> tuple[int | None, int | None]:
     "Where the bytes of a reply begin (None: not at 0 nor at `offset`), and how long the whole file is (None: not said)."
     if reply.status not in (206, 416):
         length = reply.headers["Content-Length"] or ""
-        return 0, int(length) if length.isdecimal() and not getattr(reply, "chunked", False) else None
-    span = re.fullmatch(r"bytes (?:(\d+)-\d+|\*)/(\d+|\*)", reply.headers["Content-Range"] or "")
+        return 0, int(length) if re.fullmatch(r"\d{1,19}", length) and not getattr(reply, "chunked", False) else None
+    span = re.fullmatch(r"bytes (?:(\d{1,19})-\d{1,19}|\*)/(\d{1,19}|\*)", reply.headers["Content-Range"] or "")
     total = int(span[2]) if span and span[2] != "*" else None
     start = total if reply.status == 416 else int(span[1]) if span and span[1] else None
     return start if start == offset else None, total
@@ -240,7 +239,7 @@ def _pieces(reply, source: str) -> Iterator[bytes]:
     try:
         while piece := reply.read1(1 << 18):
             yield piece
-    except (OSError, HTTPException) as e:
+    except (OSError, HTTPException, ValueError) as e:  # the last one from chunks that are none
         raise _Passing(f"{source} broke off ({_plain(e)})") from e
 
 
@@ -288,17 +287,21 @@ def _try(job: Transfer, partial: _Partial, bar: tqdm) -> bool:
 # %% ../../nbs/05_broken_lines.ipynb #380e2877
 def _give_up(job: Transfer, partial: _Partial, fault: _Passing) -> None:
     kept = f"{partial.size} bytes are kept for the next call" if partial.size else "nothing came"
-    tries = f"gave up after {job.retry.tries} tries in vain, {kept}"
-    raise InputError(f"{job.name}: {fault}; {tries}; check the address, or give a mirror") from fault
+    tries = "1 try" if job.retry.tries == 1 else f"{job.retry.tries} tries"
+    raise InputError(f"{job.name}: {fault}; gave up after {tries} in vain, {kept}; check the address, or give a mirror") from fault
 
 
 def bring(job: Transfer) -> None:
     """Bring a file to its place, however many tries that takes; an `InputError` if it cannot be had or is wrong.
 
-    Until it is whole and right it lies beside its place as `.NAME.part`, and the next call goes on with that.
+    Until it is whole and right it lies beside its place as `.NAME.part`, and the next call goes on with that. A file
+    that lay in its place is deleted, unless `job.exact` and it is the right one.
     """
     bar = tqdm(desc=job.name, unit="B", unit_scale=True, leave=False, disable=None)
     with _partial(job.place) as partial, bar:
+        if job.exact and job.place.is_file() and not job.wrong(job.place):  # another run has just brought it
+            return
+        job.place.unlink(missing_ok=True)
         failures, furthest = 0, partial.size
         while True:
             try:
