@@ -290,7 +290,7 @@ def _give_up(job: Transfer, partial: _Partial, fault: _Passing) -> None:
     tries = "1 try" if job.retry.tries == 1 else f"{job.retry.tries} tries"
     raise InputError(f"{job.name}: {fault}; gave up after {tries} in vain, {kept}; check the address, or give a mirror") from fault
 
-
+# %% ../../nbs/05_broken_lines.ipynb #e100000e
 def bring(job: Transfer) -> None:
     """Bring a file to its place, however many tries that takes; an `InputError` if it cannot be had or is wrong.
 
@@ -320,3 +320,4 @@ def bring(job: Transfer) -> None:
                 wait = job.retry.seconds(failures, e.wait)
                 bar.set_postfix_str(f"{e}; again in {wait:.0f} s")
                 job.retry.sleep(wait)
+                bar.set_postfix_str("", refresh=False)
