@@ -104,7 +104,8 @@ def behave(handler: _Handler, body: bytes, most: int | None = None, length: int 
     "The file as asked for, of which `most` bytes are sent; `length` is announced."
     versions = handler.versions(body)
     condition, start = handler.headers.get("If-Range"), handler.asked.start
-    if not handler.mirror.ranges or condition and condition not in versions.values():
+    strong = [version for version in versions.values() if not version.startswith("W/")]  # others are no condition
+    if not handler.mirror.ranges or condition and condition not in strong:
         start = 0
     if start and start >= len(body):
         return handler.answer(416, b"nothing there", {"Content-Range": f"bytes */{len(body)}"})

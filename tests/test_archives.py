@@ -15,7 +15,9 @@ from collections import namedtuple
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
+from artgpt4.data import archives
 from artgpt4.data.archives import extract
 from artgpt4.data.transfer import alone
 from artgpt4.profile import InputError
@@ -249,6 +251,27 @@ def test_zeros_without_end_are_refused(refused, tmp_path):
     assert "bytes after its end" in refused(tmp_path / "a.tar.gz")
 
 
+def test_other_bytes_after_the_end(refused, tmp_path):
+    archive = pack(tmp_path / "a.tar")
+    archive.write_bytes(archive.read_bytes() + b"and more")
+    assert "bytes after its end" in refused(archive)
+
+
+def test_a_zip_that_declares_too_much_is_refused_before_a_member_is_read(refused, tmp_path, monkeypatch):
+    archive = pack(tmp_path / "a.zip", {"first": PICTURE, "second": PICTURE})
+    monkeypatch.setattr(zipfile.ZipFile, "open", lambda *_: pytest.fail("a member was read"))
+    assert "more than 5999 bytes" in refused(archive, max_bytes=5999)
+
+
+def test_bytes_are_counted_whatever_was_declared(tmp_path):
+    (tmp_path / "a.zip").write_bytes(b"x")
+    budget = archives._Budget(tmp_path / "a.zip", 10**6, 10, 100)
+    member = archives._Member("x", 10, False, "", lambda: io.BytesIO(bytes(10**7)))
+    with pytest.raises(InputError, match="more than 1000000 bytes"), tqdm(disable=True) as bar:
+        archives._write(member, tmp_path / "x", budget, bar)
+    assert (tmp_path / "x").stat().st_size <= 10**6
+
+
 @pytest.mark.parametrize("how", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
 def test_only_deflate(refused, tmp_path, how):
     assert f"in way {how}" in refused(zipped(tmp_path / "a.zip", ("x", b"x"), how=how))
@@ -263,7 +286,7 @@ def test_an_encrypted_zip(refused, tmp_path, flag):
         while (at := raw.find(mark, at + 1)) >= 0:
             raw[at + place] |= flag
     archive.write_bytes(raw)
-    assert "encrypt" in refused(archive)
+    assert "unpack the archive by hand, with its password" in refused(archive)
 
 
 @pytest.mark.parametrize(
