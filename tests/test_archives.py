@@ -106,7 +106,7 @@ def test_the_name_says_nothing(tmp_path):
     assert tree(extract(archive, tmp_path / "out")) == FILES
 
 
-CLIMBING = ["../x", "a/../../x", "a/..", "..", "/tmp/x", "//x", "C:\\x", "C:/x", "..\\x", "a\\b", "a\nb", 300 * "x", 500 * "long/"]
+CLIMBING = ["../x", "a/../../x", "a/..", "..", "/elsewhere/x", "//x", "C:\\x", "C:/x", "..\\x", "a\\b", "a\nb", 300 * "x", 500 * "long/"]
 
 
 @pytest.mark.parametrize("name", CLIMBING)
