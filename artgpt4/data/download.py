@@ -7,45 +7,82 @@ Docs: https://artgpt4.github.io/artgpt4/download.html.md"""
 # %% ../../nbs/05_download.ipynb #54df1068
 from __future__ import annotations
 
+import os
+import re
+import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
-from http.client import HTTPException
+from functools import partial
 from pathlib import Path, PurePosixPath
-from urllib.error import HTTPError
-from urllib.parse import quote
-from urllib.request import Request, urlopen
+from urllib.parse import quote, urlsplit
 
 from tqdm import tqdm
 
-from ..files import replacing, sha256
+from .transfer import Retry, Transfer, bring, check_room, part_of, writing
+from ..files import sha256
 from ..profile import InputError
 
 # %% auto #0
-__all__ = ['RemoteFile', 'faults', 'verify', 'fetch']
+__all__ = ['path_fault', 'RemoteFile', 'faults', 'verify', 'looks_like_page', 'offline', 'fetch']
+
+# %% ../../nbs/05_download.ipynb #7c1e0a52
+def path_fault(path: str) -> str:
+    "Why `path`, with forward slashes, is none that stays below a folder on every system; empty if it is one."
+    place = PurePosixPath(path)
+    tests = {
+        "it is empty": not place.parts,
+        "it holds a NUL or another control character": any(ord(c) < 32 for c in path),
+        "it is absolute": place.is_absolute(),
+        "it climbs out with '..'": ".." in place.parts,
+        "it holds half a character": re.search(r"[\ud800-\udc7f\udd00-\udfff]", path) is not None,
+        "it holds a backslash": "\\" in path,
+        "it names a drive": re.match("[A-Za-z]:", path) is not None,
+        "a part of it is longer than 255 bytes": any(len(p.encode("utf-8", "surrogatepass")) > 255 for p in place.parts),
+        "it is longer than 2000 bytes": len(path.encode("utf-8", "surrogatepass")) > 2000,
+    }
+    return next((fault for fault, found in tests.items() if found), "")
 
 # %% ../../nbs/05_download.ipynb #4dd73ca6
 @dataclass(frozen=True)
 class RemoteFile:
-    "A file elsewhere: its place below our folder, its address, and the sha256 of its bytes."
+    """A file elsewhere: its place below our folder, its address, and the sha256 and size of its bytes.
+
+    At least one of the last two should be known. With neither, all that can be checked is that as much came as
+    the server announced, and `fetch` warns that the file is not verified.
+    """
 
     path: str  # below the folder, with forward slashes
     url: str
-    sha256: str  # 64 hex digits
+    sha256: str | None = None  # 64 hex digits
+    size: int | None = None  # bytes
 
     def __post_init__(self):
-        place = PurePosixPath(self.path)
-        if place.is_absolute() or ".." in place.parts or not place.parts:
-            raise InputError(f"{self.path!r}: not a path below the download folder; correct the list of files")
+        if fault := path_fault(self.path):
+            what = f"{self.path!r}: not a path below the download folder ({fault})"
+        elif self.sha256 is not None and not re.fullmatch("[0-9a-f]{64}", self.sha256):
+            what = f"{self.path}: {self.sha256!r} is no sha256 (64 digits, 0-9 and a-f)"
+        elif self.size is not None and self.size < 0:
+            what = f"{self.path}: {self.size} is no size in bytes"
+        else:
+            return
+        raise InputError(f"{what}; correct the list of files")
 
 # %% ../../nbs/05_download.ipynb #22e17c7c
+def _right(file: RemoteFile, place: Path) -> bool:
+    "Whether the bytes at `place` are those of `file`, as far as is known."
+    if file.size not in (None, place.stat().st_size):
+        return False
+    return file.sha256 is None or sha256(place) == file.sha256
+
+
 def faults(files: Iterable[RemoteFile], folder: str | Path) -> dict[str, str]:
     "What is wrong with the copies below `folder`: `{path: 'missing' | 'altered'}`; empty when all is well."
     found = {}
-    for file in files:
+    for file in tqdm(files, desc="checking", unit="file", leave=False, disable=None, delay=1):
         place = Path(folder) / file.path
         if not place.is_file():
             found[file.path] = "missing"
-        elif sha256(place) != file.sha256:
+        elif not _right(file, place):
             found[file.path] = "altered"
     return found
 
@@ -59,51 +96,68 @@ def verify(files: Iterable[RemoteFile], folder: str | Path, makes: str = "fetch 
 # %% ../../nbs/05_download.ipynb #abe5343a
 def _source(file: RemoteFile, mirror: str | Path | None) -> str:
     "The address to read: the file's own, or its path below `mirror`, a folder or a URL."
-    if mirror is None:
-        return file.url
-    base = str(mirror) if "://" in str(mirror) else Path(mirror).resolve().as_uri()
-    return f"{base.rstrip('/')}/{quote(file.path)}"
+    source = file.url
+    if mirror is not None:
+        base = str(mirror) if "://" in str(mirror) else Path(mirror).resolve().as_uri()
+        source = f"{base.rstrip('/')}/{quote(file.path)}"
+    if urlsplit(source).scheme not in ("https", "http", "file"):
+        raise InputError(f"{file.path}: {source!r} is no http, https or file address; correct it, or give a mirror")
+    return source
+
+# %% ../../nbs/05_download.ipynb #0c7de915
+def looks_like_page(path: Path) -> bool:
+    "Whether the file at `path` begins as a web page does."
+    with open(path, "rb") as f:
+        return f.read(512).lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<!doctype html", b"<html"))
 
 
-def _copy(source: str, part: Path, name: str) -> None:
-    "Copy the bytes at `source` into `part`, with a progress bar where a person watches."
-    request = Request(source, headers={"User-Agent": "artgpt4"})
-    with urlopen(request, timeout=60) as reply, open(part, "wb") as out:
-        total = int(reply.headers.get("Content-Length") or 0) or None
-        with tqdm(total=total, desc=name, unit="B", unit_scale=True, leave=False, disable=None) as bar:
-            while piece := reply.read(1 << 20):
-                out.write(piece)
-                bar.update(len(piece))
+def _wrong(file: RemoteFile, source: str, part: Path) -> str:
+    "What is wrong with a finished download; empty if nothing is."
+    right = _right(file, part)
+    if right and file.sha256:
+        return ""
+    if looks_like_page(part) and not file.path.lower().endswith((".html", ".htm")):
+        return f"{source} holds a web page instead; open it in a browser, it may ask for a form or a log-in"
+    if right:
+        return ""
+    if file.size not in (None, part.stat().st_size):
+        return f"{source} holds {part.stat().st_size} bytes, not {file.size}"
+    return f"{source} holds other bytes (sha256 {sha256(part)[:12]}, not {file.sha256[:12]})"
 
-# %% ../../nbs/05_download.ipynb #380e2877
-def _get(file: RemoteFile, place: Path, source: str) -> None:
-    "Bring `file` from `source` to `place`, by checksum."
-    place.unlink(missing_ok=True)
-    with replacing(place) as part:
-        try:
-            _copy(source, part, file.path)
-        except HTTPError as e:
-            hint = "check the address, or give a mirror that holds it"
-            raise InputError(f"{file.path}: {source} answered {e.code} {e.reason}; {hint}") from e
-        except (OSError, HTTPException) as e:
-            reason = getattr(e, "reason", None) or e
-            raise InputError(f"{file.path}: cannot read {source} ({reason}); check it, or give a mirror") from e
-        if (got := sha256(part)) != file.sha256:
-            raise InputError(
-                f"{file.path}: {source} holds other bytes (sha256 {got[:12]}, not {file.sha256[:12]}); "
-                "nothing was kept; give a mirror with the original"
-            )
+# %% ../../nbs/05_download.ipynb #91f3d8a0
+def offline() -> bool:
+    "Whether `ARTGPT4_OFFLINE` is set, to anything but 0, false, no or off."
+    return os.environ.get("ARTGPT4_OFFLINE", "").strip().lower() not in ("", "0", "false", "no", "off")
+
+
+def _check_offline(todo: list[tuple[RemoteFile, str]], wrong: dict[str, str], folder: Path) -> None:
+    "An `InputError` if something of `todo` would have to be asked for, and we are offline."
+    asked = [f"{file.path} is {wrong[file.path]}" for file, source in todo if not source.startswith("file:")]
+    if asked and offline():
+        names = ", ".join(asked[:3]) + (f" and {len(asked) - 3} more" if len(asked) > 3 else "")
+        raise InputError(f"{folder}: {names}, and ARTGPT4_OFFLINE is set; unset it, or give a folder as the mirror")
 
 # %% ../../nbs/05_download.ipynb #7b647a06
-def fetch(files: Iterable[RemoteFile], folder: str | Path, mirror: str | Path | None = None) -> Path:
-    """Bring `files` below `folder`, each by its sha256, and return the folder.
+def fetch(files: Iterable[RemoteFile], folder: str | Path, mirror: str | Path | None = None,
+          retry: Retry = Retry()) -> Path:
+    """Bring `files` below `folder`, each checked by its sha256 or size, and return the folder.
 
-    A file that is there with the right bytes is not asked for again. `mirror`, a folder or a URL with
-    the same paths, is read instead of the files' own addresses. The first file that cannot be had, or
-    whose bytes are wrong, stops the work with an `InputError` that names it; what came before it stays.
+    A file that is there with the right bytes is not asked for again, and one that was cut is gone on with. `mirror`,
+    a folder or a URL with the same paths, is read instead of the files' own addresses. The first file that cannot be
+    had, or whose bytes are wrong, stops the work with an `InputError` that names it; what came before it stays.
     """
-    folder = Path(folder)
-    for file in files:
-        if faults([file], folder):
-            _get(file, folder / file.path, _source(file, mirror))
+    files, folder = list(files), Path(folder)
+    wrong = faults(files, folder)
+    todo = [(file, _source(file, mirror)) for file in files if file.path in wrong]
+    _check_offline(todo, wrong, folder)
+    if todo:
+        with writing(str(folder), "choose another folder"):
+            folder.mkdir(parents=True, exist_ok=True)
+        missing = sum(max(0, (file.size or 0) - part_of(folder / file.path)) for file, _ in todo)
+        check_room(folder, missing, f"{len(todo)} files" if len(todo) > 1 else todo[0][0].path)
+    for file, source in todo:
+        wrong_bytes, exact = partial(_wrong, file, source), file.sha256 is not None
+        bring(Transfer(source, folder / file.path, file.path, file.size, wrong_bytes, exact, retry))
+    if loose := [file.path for file in files if file.sha256 is None and file.size is None]:
+        warnings.warn(f"not verified, for want of a sha256 or a size: {', '.join(loose)}", stacklevel=2)
     return folder
