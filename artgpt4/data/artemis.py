@@ -23,8 +23,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
+from .emotions import EMOTIONS
 from .records import Record, Records, Report, clean_text
 from .tables import read_table
 from .wikiart import Artworks, fold_name, repair_name
@@ -114,8 +115,9 @@ def split_by_name(artworks, seed: int = SEED) -> dict[str, str]:
         split[name] = "train" if place < 0.85 else "validation" if place < 0.9 else "test"
     return split
 
-# %% ../../nbs/04c_artemis.ipynb #c67c94b6
-_PUNCTUATION = str.maketrans(dict.fromkeys(r".?!,:;/\-~*_=[–]{}$^@|%#<—>" + "…“”，。！？、；：（）《》،؛؟", " ") | {"’": "'"})
+# %% ../../nbs/04c_artemis.ipynb #6560b039
+_SPACES = r".?!,:;/\-~*_=[–]{}$^@|%#<—>" + "…“”，。！？、；：（）《》،؛؟"  # ArtEmis' list and its kin in other scripts
+_PUNCTUATION = str.maketrans(dict.fromkeys(_SPACES, " ") | {"’": "'"})
 _CONTRACTIONS = [(re.compile(pattern), full) for pattern, full in [
     (r"\bwon't\b", "will not"), (r"\bcan't\b", "can not"), (r"\blet's\b", "let us"), (r"n't\b", " not"),
     (r"'re\b", " are"), (r"'ve\b", " have"), (r"'ll\b", " will"), (r"'m\b", " am"), (r"'d\b", " would"),
@@ -124,7 +126,7 @@ _TOKEN = re.compile(r"[\u3400-\u9fff]|'s\b|(?:[^\W\u3400-\u9fff]|[\u0300-\u036f\
 
 
 def tokenise(text: str) -> list[str]:
-    "An utterance's tokens: small letters, contractions expanded, no punctuation; as ArtEmis does, but for the spelling."
+    "An utterance's tokens: small letters, contractions expanded, no punctuation; ArtEmis' way but for spelling."
     text = text.lower().translate(_PUNCTUATION)
     if "'" in text:
         for pattern, full in _CONTRACTIONS:
@@ -224,7 +226,7 @@ def write_synthetic_artemis(path: str | Path, rows: int, seed: int = 0) -> None:
     words = [a + b for a in "ba de ki lo mu na po ra si tu ve zo".split() for b in "l m n r s t".split()]
     words = [a + b for a in words for b in ["", *words]]
     weights = np.cumsum(1 / np.arange(1, len(words) + 1)).tolist()
-    emotions = ["awe", "contentment", "fear", "sadness", "something else"]
+    shares = np.cumsum([15.5] * 4 + [6.6] * 4 + [11.6]).tolist()  # of positive, negative, something else: as in v1
     with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as f:
         writer = csv.writer(f, lineterminator="\n")
         writer.writerow(ARTEMIS)
@@ -234,7 +236,7 @@ def write_synthetic_artemis(path: str | Path, rows: int, seed: int = 0) -> None:
                 said = " ".join(rng.choices(words, cum_weights=weights, k=min(40, 3 + int(rng.expovariate(0.1)))))
                 said = f'"{said}", it\'s said' if written % 50 == 0 else said
                 writer.writerow([f"Style_{artwork % 27}", f"painter-{artwork % 1100}_work-{artwork}",
-                                 emotions[written % 5], said, annotators])
+                                 *rng.choices(EMOTIONS, cum_weights=shares), said, annotators])
                 written += 1
             artwork += 1
 
@@ -247,7 +249,7 @@ def beside_published(summary: dict) -> dict[str, tuple[int, int]]:
     here = summary | {split: summary["splits"][split]["artworks"] for split in ("rest", "test")}
     return {name: (here[name], count) for name, count in PUBLISHED.items()}
 
-# %% ../../nbs/04c_artemis.ipynb #74dfec25
+# %% ../../nbs/04c_artemis.ipynb #61165081
 def _timed(table: str, folder: str) -> dict:
     "Seconds for `csv` alone, for reading and for preparing `table`; the process's peak memory, MB."
     marks = [time.perf_counter()]
@@ -268,7 +270,7 @@ def _timed(table: str, folder: str) -> dict:
 
 
 def time_artemis(rows: int, folder: str | Path) -> dict:
-    "Reading and splitting a synthetic table of `rows` rows below `folder`, timed in a process of its own: see `_timed`."
+    "Reading and splitting a synthetic table of `rows` rows below `folder`, timed in its own process: see `_timed`."
     folder = Path(folder)
     write_synthetic_artemis(folder / "synthetic.csv", rows)
     code = "import json, sys; from artgpt4.data import artemis; print(json.dumps(artemis._timed(*sys.argv[1:])))"

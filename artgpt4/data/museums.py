@@ -36,7 +36,7 @@ def _task(table: Path) -> str:
     "style, genre or artist, by the file's name."
     task = table.name.split("_")[0].lower()
     if task not in ("style", "genre", "artist"):
-        raise InputError(f"{table}: neither style_, genre_ nor artist_; keep the name under which the table is published")
+        raise InputError(f"{table}: neither style_, genre_ nor artist_; keep the name it is published under")
     return task
 
 # %% ../../nbs/04d_museums.ipynb #fe7cb7b4
@@ -84,7 +84,7 @@ def _by_number(folder: Path) -> dict[str, Path]:
 def read_met(table: str | Path, images: str | Path | None = None) -> Records:
     """Public-domain objects of the Met's `MetObjects.csv`; the text is the title and what it is made of.
 
-    `facts` hold all cells that are not empty. With `images`, each record has its file. Source: metmuseum/openaccess, CC0.
+    `facts` hold all cells that are not empty. With `images`, each record has its file. Source: metmuseum/openaccess.
     """
 
     def read(report: Report) -> Iterator[Record]:

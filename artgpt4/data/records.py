@@ -55,7 +55,7 @@ def _eight_bits(picture: Image.Image) -> Image.Image:
 
 # %% ../../nbs/03_records.ipynb #ff3ae9e3
 def to_rgb(picture: Image.Image) -> Image.Image:
-    "A picture of any mode as RGB: upright, 16 bits scaled to 8, transparency on white, the first frame of an animation."
+    "A picture of any mode as RGB: upright, 16 bits scaled to 8, transparency on white, an animation's first frame."
     if picture.getexif().get(0x0112, 1) != 1:  # EXIF orientation
         picture = ImageOps.exif_transpose(picture)
     if picture.has_transparency_data:
@@ -195,7 +195,7 @@ class Records:
                 yield record
 
     def checked(self) -> Records:
-        "The same records with each picture decoded once: broken ones are dropped, `facts` of the others hold size, mode."
+        "The same records, each picture decoded once: broken ones are dropped, `facts` of others hold size and mode."
         return Records(lambda report: _measured(self._read(report), report))
 
 # %% ../../nbs/03_records.ipynb #da9e9e09

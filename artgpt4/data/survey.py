@@ -72,7 +72,7 @@ def _panels(found: Survey) -> dict[str, list[tuple[str, int, str]]]:
     lengths = [(f"{b * width} to {b * width + width - 1}" if width > 1 else f"{b}", bins[b], _NEITHER)
                for b in range(min(bins, default=0), max(bins, default=-1) + 1)]
     top = [(style.replace("_", " "), n, _NEITHER) for style, n in found.styles.most_common(8)]
-    top += [(f"{len(found.styles) - 8} more", sum(found.styles.values()) - sum(n for _, n, _ in top), _NEITHER)] * (
+    top += [(f"{len(found.styles) - 8} more", sum(found.styles.values()) - sum(n for _, n, _ in top), "#d0d0d0")] * (
         len(found.styles) > 8)
     return {
         "records": kept,

@@ -38,7 +38,7 @@ def _lines(path: Path, report: Report) -> Iterator[str]:
                 if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
                     raise InputError(f"{path}: UTF-16; save it as UTF-8")
                 if raw.startswith(b"version https://git-lfs"):
-                    raise InputError(f"{path}: a Git LFS pointer, not the table itself; run `git lfs pull` where it is from")
+                    raise InputError(f"{path}: a Git LFS pointer, not the table; run `git lfs pull` where it is from")
                 raw = raw.removeprefix(b"\xef\xbb\xbf")
             yield _line(raw, number, report)
 
