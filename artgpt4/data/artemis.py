@@ -1,4 +1,4 @@
-"""What a painting makes people feel, in their own words: one row an annotator. All its versions are read, and split into training and test as its authors did.
+"""What a painting makes people feel, in their own words: one row an annotator. Both versions, their union and the one in three languages are read alike.
 
 Docs: https://artgpt4.github.io/artgpt4/artemis.html.md"""
 
@@ -7,37 +7,17 @@ Docs: https://artgpt4.github.io/artgpt4/artemis.html.md"""
 # %% ../../nbs/04c_artemis.ipynb #bb645803
 from __future__ import annotations
 
-import contextlib
-import csv
-import hashlib
-import json
-import math
-import random
-import re
-import resource
-import subprocess
-import sys
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-from tqdm import tqdm
-
-from .emotions import EMOTIONS
 from .records import Record, Records, Report, clean_text
 from .tables import read_table
-from .wikiart import Artworks, fold_name, repair_name
-from ..files import read_json, replacing, write_csv, write_json, write_text
-from ..profile import InputError
+from .wikiart import Artworks
 
 ARTEMIS = ["art_style", "painting", "emotion", "utterance", "repetition"]
 
 # %% auto #0
-__all__ = ['ARTEMIS', 'SEED', 'MOST_ANNOTATORS', 'TOKENS', 'LEAST', 'SPLITS', 'PUBLISHED', 'artemis_version', 'read_artemis',
-           'split_as_published', 'split_by_name', 'tokenise', 'count_annotators', 'prepare_artemis',
-           'write_synthetic_artemis', 'beside_published', 'time_artemis']
+__all__ = ['ARTEMIS', 'artemis_version', 'read_artemis']
 
 # %% ../../nbs/04c_artemis.ipynb #74c72b79
 def artemis_version(columns) -> str:
@@ -87,195 +67,3 @@ def _annotation(place: str, row: dict, files: Artworks | None, said: set, report
         report.note("the same row again", f"{place}: {row['utterance'][:40]!r}")
     said.add(mark)
     yield Record(key, row["utterance"], image, row["emotion"], facts)
-
-# %% ../../nbs/04c_artemis.ipynb #fd99667e
-SEED, MOST_ANNOTATORS, TOKENS, LEAST = 2021, 40, (5, 30), 5
-SPLITS = ["train", "validation", "test", "rest"]
-
-
-def split_as_published(artworks, seed: int = SEED) -> dict[str, str]:
-    "Each artwork's split by ArtEmis v1's own rule: scikit-learn's `train_test_split` on the sorted names, twice."
-    names = np.array(sorted(artworks, key=lambda name: (name.replace("/", "", 1), name)), dtype=object)
-    validation, test = 0.05, 0.1
-    apart = math.ceil((validation + test) * len(names))
-    order = np.random.RandomState(seed).permutation(len(names))
-    others = names[order[:apart]]
-    again = np.random.RandomState(seed).permutation(len(others))
-    tests = round(test * len(names))
-    split = dict.fromkeys(names[order[apart:]], "train")
-    return split | dict.fromkeys(others[again[:tests]], "test") | dict.fromkeys(others[again[tests:]], "validation")
-
-# %% ../../nbs/04c_artemis.ipynb #2dc75697
-def split_by_name(artworks, seed: int = SEED) -> dict[str, str]:
-    "Each artwork's split by a hash of its name alone, whatever else is in the table."
-    split = {}
-    for name in artworks:
-        digest = hashlib.sha256(f"{seed}:{fold_name(repair_name(name))}".encode()).digest()
-        place = int.from_bytes(digest[:8], "big") / 2**64
-        split[name] = "train" if place < 0.85 else "validation" if place < 0.9 else "test"
-    return split
-
-# %% ../../nbs/04c_artemis.ipynb #6560b039
-_SPACES = r".?!,:;/\-~*_=[–]{}$^@|%#<—>" + "…“”，。！？、；：（）《》،؛؟"  # ArtEmis' list and its kin in other scripts
-_PUNCTUATION = str.maketrans(dict.fromkeys(_SPACES, " ") | {"’": "'"})
-_CONTRACTIONS = [(re.compile(pattern), full) for pattern, full in [
-    (r"\bwon't\b", "will not"), (r"\bcan't\b", "can not"), (r"\blet's\b", "let us"), (r"n't\b", " not"),
-    (r"'re\b", " are"), (r"'ve\b", " have"), (r"'ll\b", " will"), (r"'m\b", " am"), (r"'d\b", " would"),
-    (r"\b(he|she|it|that|there|here|what|where|who|how)'s\b", r"\1 is"), (r"'(\w+)'", r"\1")]]
-_TOKEN = re.compile(r"[\u3400-\u9fff]|'s\b|(?:[^\W\u3400-\u9fff]|[\u0300-\u036f\u064b-\u0652])+|[^\w\s]")
-
-
-def tokenise(text: str) -> list[str]:
-    "An utterance's tokens: small letters, contractions expanded, no punctuation; ArtEmis' way but for spelling."
-    text = text.lower().translate(_PUNCTUATION)
-    if "'" in text:
-        for pattern, full in _CONTRACTIONS:
-            text = pattern.sub(full, text)
-    if text.isascii() and text.replace(" ", "").isalnum():  # nearly always, and four times as fast
-        return text.split()
-    return _TOKEN.findall(text)
-
-# %% ../../nbs/04c_artemis.ipynb #e69b51a1
-def count_annotators(records: Records) -> dict[str, int]:
-    "How many annotators each artwork has: its `repetition`, where the table says so, otherwise its rows."
-    rows, said = Counter(), {}
-    for record in tqdm(records, "count annotators", unit=" rows", disable=None):
-        rows[record.key] += 1
-        number = record.facts.get("repetition") or ""
-        if number.isdecimal():
-            said[record.key] = max(said.get(record.key, 0), int(number))
-    return {key: said.get(key, n) for key, n in rows.items()}
-
-
-def _places(annotators: dict[str, int], version: str, seed: int, like: str | Path | None) -> dict[str, str]:
-    "Each artwork's split: `rest`, the one it had in `like`, or by the version's rule."
-    rest = {name for name, n in annotators.items() if n > MOST_ANNOTATORS}
-    known = {}
-    if like is not None:
-        with open(Path(like) / "artworks.csv", newline="", encoding="utf-8") as f:
-            known = {fold_name(repair_name(row["artwork"])): row["split"] for row in csv.DictReader(f)}
-    usual = [name for name in annotators if name not in rest]
-    rule = split_as_published if version == "v1" and like is None else split_by_name
-    split = rule(usual, seed) | dict.fromkeys(rest, "rest")
-    return {name: known.get(fold_name(repair_name(name)), place) if known else place for name, place in split.items()}
-
-# %% ../../nbs/04c_artemis.ipynb #84f11a4a
-@contextlib.contextmanager
-def _split_writers(folder: Path, columns: list[str]) -> Iterator[dict]:
-    "A CSV writer for each split; the files appear when the block ends well."
-    with contextlib.ExitStack() as stack:
-        writers = {}
-        for split in SPLITS:
-            part = stack.enter_context(replacing(folder / f"{split}.csv"))
-            file = stack.enter_context(open(part, "w", newline="", encoding="utf-8"))
-            writers[split] = csv.writer(file, lineterminator="\n")
-            writers[split].writerow(columns)
-        yield writers
-
-
-def _write_splits(records: Records, folder: Path, places: dict, columns: list[str], tokens: Callable) -> tuple:
-    "Write the rows of usable length; how many of each split, how many were too short or long, and training's words."
-    rows, cut, words = Counter(dict.fromkeys(SPLITS, 0)), Counter(too_short=0, too_long=0), Counter()
-    with _split_writers(folder, columns) as writers:
-        for record in tqdm(records, "write the splits", unit=" rows", disable=None):
-            found, split = tokens(record.text), places[record.key]
-            if not TOKENS[0] <= len(found) <= TOKENS[1]:
-                cut["too_short" if len(found) < TOKENS[0] else "too_long"] += 1
-                continue
-            rows[split] += 1
-            if split == "train":
-                words.update(found)
-            style, painting = record.key.split("/", 1)
-            row = {**record.facts, "art_style": style, "painting": painting, "emotion": record.emotion,
-                   "utterance": record.text, "tokens": " ".join(found)}
-            writers[split].writerow([row.get(name, "") for name in columns])
-    return rows, cut, words
-
-# %% ../../nbs/04c_artemis.ipynb #c144ce9d
-def prepare_artemis(table: str | Path, folder: str | Path, seed: int = SEED, tokens: Callable = tokenise,
-                    like: str | Path | None = None) -> dict:
-    """Split an ArtEmis table into `folder`: train, validation, test and rest.csv; artworks.csv, vocabulary.txt.
-
-    Returns and writes the counts (summary.json, last). `tokens`: text -> list of str. `like`: the folder of an earlier
-    preparation, whose artworks keep their places. Source: ArtEmis' `preprocess_artemis_data.py`.
-    """
-    folder, records = Path(folder), read_artemis(table)
-    (folder / "summary.json").unlink(missing_ok=True)
-    annotators = count_annotators(records)
-    first = next(iter(records), None)
-    if first is None:
-        raise InputError(f"{table}: no annotation in it; {records.report}")
-    places = _places(annotators, artemis_version(first.facts), seed, like)
-    columns = list(dict.fromkeys([*ARTEMIS, *(name for name in first.facts if name != "anchor"), "tokens"]))
-    records = read_artemis(table)
-    rows, cut, words = _write_splits(records, folder, places, columns, tokens)
-    vocabulary = sorted((w for w, n in words.items() if n >= LEAST), key=lambda w: (-words[w], w))
-    write_text(folder / "vocabulary.txt", "".join(f"{w}\n" for w in vocabulary))
-    write_csv(folder / "artworks.csv", [dict(artwork=name, split=places[name]) for name in sorted(places)])
-    counts, report = Counter(places.values()), records.report
-    summary = dict(version=artemis_version(first.facts), seed=seed, rows=report.kept, artworks=len(places),
-                   dropped=dict(report.dropped), noted=dict(report.noted), **cut, kept=rows.total(), splits={
-                       s: dict(artworks=counts[s], rows=rows[s]) for s in SPLITS}, vocabulary=len(vocabulary))
-    write_json(folder / "summary.json", summary)
-    return summary
-
-# %% ../../nbs/04c_artemis.ipynb #cb0fe347
-def write_synthetic_artemis(path: str | Path, rows: int, seed: int = 0) -> None:
-    "A table in ArtEmis v1's layout with `rows` annotations by chance, for trials and timings; streamed."
-    rng, written, artwork = random.Random(seed), 0, 0
-    words = [a + b for a in "ba de ki lo mu na po ra si tu ve zo".split() for b in "l m n r s t".split()]
-    words = [a + b for a in words for b in ["", *words]]
-    weights = np.cumsum(1 / np.arange(1, len(words) + 1)).tolist()
-    shares = np.cumsum([15.5] * 4 + [6.6] * 4 + [11.6]).tolist()  # of positive, negative, something else: as in v1
-    with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as f:
-        writer = csv.writer(f, lineterminator="\n")
-        writer.writerow(ARTEMIS)
-        while written < rows:
-            annotators = min(41 + artwork % 9 if artwork % 114 == 0 else 5 + artwork % 3 // 2, rows - written)
-            for _ in range(annotators):
-                said = " ".join(rng.choices(words, cum_weights=weights, k=min(40, 3 + int(rng.expovariate(0.1)))))
-                said = f'"{said}", it\'s said' if written % 50 == 0 else said
-                writer.writerow([f"Style_{artwork % 27}", f"painter-{artwork % 1100}_work-{artwork}",
-                                 *rng.choices(EMOTIONS, cum_weights=shares), said, annotators])
-                written += 1
-            artwork += 1
-
-# %% ../../nbs/04c_artemis.ipynb #77b12e52
-PUBLISHED = dict(rows=454_684, artworks=80_031, rest=701, test=7_933, kept=429_431, vocabulary=14_469)
-
-
-def beside_published(summary: dict) -> dict[str, tuple[int, int]]:
-    "The counts of `prepare_artemis` for v1 beside the published ones: {name: (here, published)}."
-    here = summary | {split: summary["splits"][split]["artworks"] for split in ("rest", "test")}
-    return {name: (here[name], count) for name, count in PUBLISHED.items()}
-
-# %% ../../nbs/04c_artemis.ipynb #61165081
-def _timed(table: str, folder: str) -> dict:
-    "Seconds for `csv` alone, for reading and for preparing `table`; the process's peak memory, MB."
-    marks = [time.perf_counter()]
-    with open(table, newline="", encoding="utf-8") as f:
-        plain = sum(1 for _ in csv.reader(f)) - 1
-    marks.append(time.perf_counter())
-    kept = sum(1 for _ in read_artemis(table))
-    marks.append(time.perf_counter())
-    summary = prepare_artemis(table, folder)
-    marks.append(time.perf_counter())
-    status = Path("/proc/self/status")  # Linux; elsewhere getrusage, which a large parent may have raised
-    peak = (int(re.search(r"VmHWM:\s*(\d+)", status.read_text())[1]) * 1024 if status.exists()
-            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-    csv_s, read_s, prepare_s = np.diff(marks).round(2).tolist()
-    assert plain == kept == summary["rows"], (plain, kept, summary["rows"])
-    return dict(rows=kept, csv_seconds=csv_s, read_seconds=read_s, prepare_seconds=prepare_s,
-                read_over_csv=round(read_s / csv_s, 2) if csv_s else None, peak_mb=round(peak / 1e6))
-
-
-def time_artemis(rows: int, folder: str | Path) -> dict:
-    "Reading and splitting a synthetic table of `rows` rows below `folder`, timed in its own process: see `_timed`."
-    folder = Path(folder)
-    write_synthetic_artemis(folder / "synthetic.csv", rows)
-    code = "import json, sys; from artgpt4.data import artemis; print(json.dumps(artemis._timed(*sys.argv[1:])))"
-    run = subprocess.run([sys.executable, "-c", code, str(folder / "synthetic.csv"), str(folder / "prepared")],
-                         capture_output=True, text=True)
-    if run.returncode:
-        raise InputError(f"{folder}: the timed process failed: {run.stderr.strip().splitlines()[-1:]}")
-    return json.loads(run.stdout)

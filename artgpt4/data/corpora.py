@@ -10,10 +10,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from .artemis import ARTEMIS, prepare_artemis, read_artemis
+from .artemis import ARTEMIS, read_artemis
 from .museums import read_met, read_wikiart_labels
 from .records import IMAGES, Record, Records
 from .shards import read_shards, shard_paths
+from .splits import prepare_artemis
 from .survey import draw_survey, survey
 from .wikiart import Artworks, fold_name
 from ..files import read_json, read_jsonl

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import struct
 import unicodedata
-import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -75,14 +75,14 @@ def _decoded(image: Path | bytes | None, name: str) -> Iterator[Image.Image]:
     source = io.BytesIO(image) if isinstance(image, bytes) else image
     where = name if isinstance(image, bytes) else image
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(source) as picture:
-                picture.load()
-                yield picture
+        with Image.open(source) as picture:
+            if picture.width * picture.height > (Image.MAX_IMAGE_PIXELS or math.inf):  # Pillow only warns until twice that
+                raise Image.DecompressionBombError
+            picture.load()
+            yield picture
     except FileNotFoundError as e:
         raise InputError(f"{where}: no such image; download or paint the corpus again") from e
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as e:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
         raise InputError(f"{where}: far too many pixels; scale the image down") from e
     except _BROKEN as e:
         raise InputError(f"{where}: unreadable image ({type(e).__name__}); replace or delete it") from e
