@@ -1,4 +1,4 @@
-"""WebDataset shards, an alignment folder, the ArtEmis table, benchmark questions: each is read in the format its authors publish.
+"""Shards, descriptions, feelings, questions, labels, a museum's catalogue: each is read in the format its authors publish, and all come out as records.
 
 Docs: https://artgpt4.github.io/artgpt4/corpora.html.md"""
 
@@ -7,43 +7,80 @@ Docs: https://artgpt4.github.io/artgpt4/corpora.html.md"""
 # %% ../../nbs/04e_corpora.ipynb #0fbdd928
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
-from .artemis import ARTEMIS, fold_name, read_artemis
+from .artemis import ARTEMIS, read_artemis
+from .museums import read_met, read_wikiart_labels
 from .records import IMAGES, Record, Records
 from .shards import read_shards, shard_paths
+from .splits import prepare_artemis
+from .survey import draw_survey, survey
+from .wikiart import Artworks, fold_name
 from ..files import read_json, read_jsonl
 from ..profile import InputError
 
-_all_ = ["ARTEMIS", "fold_name", "read_artemis", "read_shards", "shard_paths"]
+_all_ = ["ARTEMIS", "Artworks", "draw_survey", "fold_name", "prepare_artemis", "read_artemis", "read_met",
+         "read_shards", "read_wikiart_labels", "shard_paths", "survey"]
 
 # %% auto #0
-__all__ = ['PARTS', 'read_alignment', 'read_questions', 'ARTEMIS', 'fold_name', 'read_artemis', 'read_shards', 'shard_paths']
+__all__ = ['PARTS', 'read_alignment', 'read_questions', 'ARTEMIS', 'Artworks', 'draw_survey', 'fold_name', 'prepare_artemis',
+           'read_artemis', 'read_met', 'read_shards', 'read_wikiart_labels', 'shard_paths', 'survey']
+
+# %% ../../nbs/04e_corpora.ipynb #ecb6d6da
+def _plain(name) -> bool:
+    "Whether `name`, from a file, may be part of a path: a whole number or a word without separators."
+    if isinstance(name, int) and not isinstance(name, bool):
+        return name >= 0
+    return isinstance(name, str) and re.fullmatch(r"[^/\\\0]{0,199}[^/\\\0. ]", name) is not None
+
+
+def _annotations(folder: Path) -> list:
+    "The list in `filter_cap.json`."
+    table = folder / "filter_cap.json"
+    try:
+        found = read_json(table, "run the stage that makes the corpora (`dvc repro corpora`)")
+    except UnicodeDecodeError as e:
+        raise InputError(f"{table}: not UTF-8; download it again") from e
+    if not isinstance(found, dict) or not isinstance(found.get("annotations"), list):
+        raise InputError(f"{table}: no list 'annotations'; it should hold {{annotations: [{{image_id, caption}}]}}")
+    if not (folder / "image").is_dir():
+        raise InputError(f"{folder / 'image'}: no such folder; the pictures belong there, as ID.jpg")
+    return found["annotations"]
 
 # %% ../../nbs/04e_corpora.ipynb #00078779
 def read_alignment(folder: str | Path) -> Records:
     "Pairs of an alignment folder: `filter_cap.json` with `annotations: [{image_id, caption}]`, and `image/ID.jpg`."
     folder = Path(folder)
-    table = folder / "filter_cap.json"
 
     def read(report):
-        annotations = read_json(table, "run the stage that makes the corpora (`dvc repro corpora`)")
-        if not isinstance(annotations, dict) or not isinstance(annotations.get("annotations"), list):
-            raise InputError(f"{table}: no list 'annotations'; it should hold {{annotations: [{{image_id, caption}}]}}")
-        for number, row in enumerate(annotations["annotations"]):
+        said = set()
+        for number, row in enumerate(_annotations(folder)):
+            report.at = f"annotation {number}"
             if not isinstance(row, dict) or not {"image_id", "caption"} <= row.keys():
-                report.drop("no image_id or no caption", f"annotation {number}")
+                report.drop("no image_id or no caption", report.at)
                 continue
-            image = folder / "image" / f"{row['image_id']}.jpg"
-            if not image.is_file():
-                report.drop("no such image", str(row["image_id"]))
-                continue
-            yield Record(str(row["image_id"]), row["caption"], image)
+            name, caption = row["image_id"], row["caption"]
+            image = folder / "image" / f"{name}.jpg" if _plain(name) else None
+            if image is None:
+                report.drop("an image_id that is no plain name", f"{report.at}: {name!r}")
+            elif not image.is_file():
+                report.drop("no such image", str(name))
+            else:
+                if (str(name), str(caption)) in said:
+                    report.note("the same pair again", f"{report.at}: {name}")
+                said.add((str(name), str(caption)))
+                yield Record(str(name), caption, image)
 
     return Records(read)
 
 # %% ../../nbs/04e_corpora.ipynb #898975ab
 PARTS = ["IDC", "ISAC", "ICRC", "MDIUC"]
+
+
+def _picture(folder: Path, item) -> Path | None:
+    "The picture of an item, whatever its format."
+    return next((p for suffix in IMAGES if (p := folder / f"{item}{suffix}").is_file()), None)
 
 
 def read_questions(folder: str | Path) -> Records:
@@ -52,12 +89,13 @@ def read_questions(folder: str | Path) -> Records:
 
     def read(report):
         for number, row in enumerate(read_jsonl(folder / "questions.jsonl", "run `dvc repro corpora`"), 1):
-            missing = {"part", "item", "round", "question", "reference"} - row.keys()
-            place = folder / str(row.get("part"))
-            image = next((p for s in IMAGES if (p := place / f"{row.get('item')}{s}").is_file()), None)
-            if missing:
-                report.drop(f"no {', '.join(sorted(missing))}", f"line {number}")
-            elif image is None:
+            report.at = f"line {number}"
+            needed = {"part", "item", "round", "question", "reference"}
+            if missing := sorted(needed - (row.keys() if isinstance(row, dict) else set())):
+                report.drop(f"no {', '.join(missing)}", report.at)
+            elif row["part"] not in PARTS or not _plain(row["item"]):
+                report.drop("no such part or item", f"{report.at}: {row['part']}/{row['item']}")
+            elif (image := _picture(folder / row["part"], row["item"])) is None:
                 report.drop("no such image", f"{row['part']}/{row['item']}")
             else:
                 key = f"{row['part']}/{row['item']}/{row['round']}"

@@ -1,4 +1,4 @@
-"""Four corpora in four formats become one kind of record. What cannot be read is counted with its reason, never dropped in silence.
+"""Every corpus, in whatever format, becomes one kind of record. What cannot be used is counted with its reason, never dropped in silence.
 
 Docs: https://artgpt4.github.io/artgpt4/records.html.md"""
 
@@ -7,21 +7,26 @@ Docs: https://artgpt4.github.io/artgpt4/records.html.md"""
 # %% ../../nbs/03_records.ipynb #18da95cc
 from __future__ import annotations
 
+import contextlib
 import io
-import warnings
+import math
+import struct
+import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from PIL import Image, UnidentifiedImageError
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
 
+from .emotions import EMOTIONS
 from ..profile import InputError
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp")  # suffixes of picture files
 
 # %% auto #0
-__all__ = ['IMAGES', 'Record', 'open_image', 'Report', 'Records']
+__all__ = ['IMAGES', 'Record', 'to_rgb', 'open_image', 'measure_image', 'clean_text', 'unscramble', 'Report', 'sound', 'Records']
 
 # %% ../../nbs/03_records.ipynb #d06caf41
 @dataclass(frozen=True)
@@ -38,45 +43,142 @@ class Record:
         "The decoded picture, RGB."
         return open_image(self.image, self.key)
 
-# %% ../../nbs/03_records.ipynb #b9d90f97
-def open_image(image: Path | bytes | None, name: str = "image") -> Image.Image:
-    "The decoded picture in RGB; an `InputError` names one that is missing, broken or far too large."
+# %% ../../nbs/03_records.ipynb #3a7d9c2f
+def _eight_bits(picture: Image.Image) -> Image.Image:
+    "Greyscale of 16 bits scaled to 8: Pillow's own conversion clips at 255."
+    if not picture.mode.startswith(("I", "F")):
+        return picture
+    values = np.asarray(picture)
+    if picture.mode == "F" or values.min() < 0 or values.max() > 65535:
+        raise ValueError("32-bit values of unknown range")
+    return Image.fromarray(((values.astype(np.uint32) + 128) // 257).astype(np.uint8))
+
+# %% ../../nbs/03_records.ipynb #ff3ae9e3
+def to_rgb(picture: Image.Image) -> Image.Image:
+    "A picture of any mode as RGB: upright, 16 bits scaled to 8, transparency on white, an animation's first frame."
+    if picture.getexif().get(0x0112, 1) != 1:  # EXIF orientation
+        picture = ImageOps.exif_transpose(picture)
+    if picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return _eight_bits(picture).convert("RGB")
+
+# %% ../../nbs/03_records.ipynb #0fa951b7
+_BROKEN = (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, struct.error)
+
+
+@contextlib.contextmanager
+def _decoded(image: Path | bytes | None, name: str) -> Iterator[Image.Image]:
+    "The picture with its pixels in memory, in its own mode."
     if image is None:
         raise InputError(f"{name}: no image; give the folder that holds the pictures")
     source = io.BytesIO(image) if isinstance(image, bytes) else image
     where = name if isinstance(image, bytes) else image
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(source) as picture:
-                return picture.convert("RGB")
+        with Image.open(source) as picture:
+            if picture.width * picture.height > (Image.MAX_IMAGE_PIXELS or math.inf):  # Pillow only warns until twice that
+                raise Image.DecompressionBombError
+            picture.load()
+            yield picture
     except FileNotFoundError as e:
         raise InputError(f"{where}: no such image; download or paint the corpus again") from e
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError) as e:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as e:
         raise InputError(f"{where}: far too many pixels; scale the image down") from e
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as e:
+    except _BROKEN as e:
         raise InputError(f"{where}: unreadable image ({type(e).__name__}); replace or delete it") from e
+
+# %% ../../nbs/03_records.ipynb #b9d90f97
+def open_image(image: Path | bytes | None, name: str = "image") -> Image.Image:
+    "The decoded picture in RGB; an `InputError` names one that is missing, broken or far too large."
+    with _decoded(image, name) as picture:
+        return to_rgb(picture)
+
+
+def measure_image(image: Path | bytes | None, name: str = "image") -> dict:
+    "Size (width, height) and mode of a picture as it lies on disk, once all of it has been decoded."
+    with _decoded(image, name) as picture:
+        to_rgb(picture)
+        return dict(size=picture.size, mode=picture.mode)
+
+# %% ../../nbs/03_records.ipynb #256ec859
+def clean_text(text: str) -> str:
+    "`text` in Unicode's NFC, without control characters; what a person can see stays as it was."
+    if text.isascii() and text.isprintable():
+        return text
+    text = unicodedata.normalize("NFC", text.replace("\ufeff", ""))
+    if text.isprintable():
+        return text
+    return "".join(" " if unicodedata.category(c) == "Cc" and c not in "\t\n\r" else
+                   "\ufffd" if unicodedata.category(c) == "Cs" else c for c in text)
+
+# %% ../../nbs/03_records.ipynb #761fc3ad
+def unscramble(text: str) -> str:
+    "`text` with mojibake undone: UTF-8 that was read as Windows-1252, Latin-1 or DOS's code page 437."
+    for codec in () if text.isascii() else ("cp1252", "latin-1", "cp437"):
+        with contextlib.suppress(UnicodeError):
+            return text.encode(codec).decode("utf-8")
+    return text
 
 # %% ../../nbs/03_records.ipynb #9f14dce8
 @dataclass
 class Report:
-    "What a reader kept and what it left out."
+    "What a reader kept, what it left out, and what it noted on the way."
 
     kept: int = 0
     dropped: dict[str, int] = field(default_factory=Counter)  # reason: count
-    examples: dict[str, list[str]] = field(default_factory=dict)  # reason: the first few places
+    examples: dict[str, list[str]] = field(default_factory=dict)  # reason or note: the first few places
+    noted: dict[str, int] = field(default_factory=Counter)  # what was odd about records that were kept: count
+    at: str = ""  # where the reader is, such as "line 7"; without it a record's key is named
 
     def drop(self, reason: str, where: str) -> None:
         "Count one record left out."
-        self.dropped[reason] += 1
+        self._count(self.dropped, reason, where)
+
+    def note(self, remark: str, where: str) -> None:
+        "Count one record kept with a remark."
+        self._count(self.noted, remark, where)
+
+    def _count(self, counts: dict, reason: str, where: str) -> None:
+        counts[reason] += 1
         seen = self.examples.setdefault(reason, [])
         if len(seen) < 3:
             seen.append(where)
 
     def __str__(self) -> str:
-        parts = [f"{n} dropped: {reason} ({', '.join(self.examples[reason])}{', ...' if n > 3 else ''})"
-                 for reason, n in sorted(self.dropped.items())]
+        parts = [f"{n} {word}: {reason} ({', '.join(self.examples[reason])}{', ...' if n > 3 else ''})"
+                 for word, counts in (("dropped", self.dropped), ("noted", self.noted))
+                 for reason, n in sorted(counts.items())]
         return "; ".join([f"{self.kept} kept", *parts])
+
+# %% ../../nbs/03_records.ipynb #83fd4091
+def _known_emotion(emotion, report: Report, where: str) -> str | None:
+    "The emotion as one of the nine, or None, counted, where it is none of them."
+    if emotion in EMOTIONS:
+        return emotion
+    plain = " ".join(emotion.lower().split()) if isinstance(emotion, str) else emotion
+    if plain in EMOTIONS:
+        report.note("an emotion respelled", f"{where}: {emotion!r}")
+        return plain
+    report.drop("an emotion outside the nine", f"{where}: {emotion}")
+    return None
+
+
+def sound(record: Record, report: Report) -> Record | None:
+    "The record with clean text and emotion; None, counted in `report`, where it cannot be used."
+    where, text, emotion = report.at or record.key, record.text, record.emotion
+    if not isinstance(text, str):
+        report.drop("a text that is no string", f"{where}: {text!r}")
+        return None
+    if not (text := clean_text(text)).strip():
+        report.drop("empty text", where)
+        return None
+    if emotion is not None and (emotion := _known_emotion(emotion, report, where)) is None:
+        return None
+    if not text.isascii() and unscramble(text) != text:
+        report.note("mojibake in a text", f"{where}: {text[:40]!r}")
+    if text == record.text and emotion == record.emotion:
+        return record
+    return replace(record, text=text, emotion=emotion)
 
 # %% ../../nbs/03_records.ipynb #f94c5c43
 class Records:
@@ -88,8 +190,28 @@ class Records:
     def __iter__(self) -> Iterator[Record]:
         self.report = Report()
         for record in self._read(self.report):
-            if not record.text.strip():
-                self.report.drop("empty text", record.key)
-                continue
-            self.report.kept += 1
-            yield record
+            if (record := sound(record, self.report)) is not None:
+                self.report.kept += 1
+                yield record
+
+    def checked(self) -> Records:
+        "The same records, each picture decoded once: broken ones are dropped, `facts` of others hold size and mode."
+        return Records(lambda report: _measured(self._read(report), report))
+
+# %% ../../nbs/03_records.ipynb #da9e9e09
+def _measured(records: Iterator[Record], report: Report) -> Iterator[Record]:
+    "The records whose pictures can be decoded; a file that several share is looked at once."
+    seen = {}  # file: what it measures, or what is wrong with it
+    for record in records:
+        found = seen.get(record.image) if isinstance(record.image, Path) else None
+        if found is None:
+            try:
+                found = measure_image(record.image, record.key)
+            except InputError as e:
+                found = str(e)
+            if isinstance(record.image, Path):
+                seen[record.image] = found
+        if isinstance(found, str):
+            report.drop("an image that cannot be read", found)
+        else:
+            yield replace(record, facts={**record.facts, **found})
