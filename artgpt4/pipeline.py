@@ -13,6 +13,8 @@ from pathlib import Path
 
 from .answers import caption, describe, shuffled
 from .data.corpora import read_alignment, read_artemis
+from .data.public import lay_out_public
+from .evaluation.benchmark import fetch_released, write_questions
 from .evaluation.scores import reference_points, score_answers
 from .features import load_features
 from .files import locked, read_json, read_jsonl, recorded, sha256, write_csv, write_json, write_jsonl
@@ -34,15 +36,21 @@ def _painted(profile: Profile, section: str, own: str) -> None:
     if source != own:
         raise InputError(
             f"profiles/{profile.name}.yaml.{section}.source: {source!r} needs the public {section}, which have to be laid "
-            f"out by hand; put them where data/{profile.name} and foundation/{profile.name} expect them, or write {own!r}")
+            f"out by hand; put them where foundation/{profile.name} expects them, or write {own!r}")
 
 
 def run_corpora(profile: Profile) -> None:
-    "Paint the four corpora; their summary in `corpora.json`."
-    _painted(profile, "corpora", "paint")
+    "Paint the four corpora, or fetch the public ones and lay them out alike; their summary in `corpora.json`."
     folder, summary = profile.data / "corpora", profile.results / "corpora.json"
     with locked(profile.data / ".corpora"), recorded(summary):
-        write_json(summary, paint_corpora(profile, folder))
+        if profile.corpora.source == "paint":
+            write_json(summary, paint_corpora(profile, folder))
+        elif profile.corpora.source == "download":
+            released = fetch_released(profile.data / "downloads/released")
+            found = lay_out_public(profile, folder)
+            write_json(summary, dict(found, questions=write_questions(released, folder / "benchmark")))
+        else:
+            raise InputError(f"profiles/{profile.name}.yaml.corpora.source: {profile.corpora.source!r}; write paint or download")
 
 
 def run_foundation(profile: Profile) -> None:

@@ -1,0 +1,195 @@
+"""Public corpora through the same door: files in their owners' layouts, made here with the standard library, become the
+pipeline's folders by `dvc repro corpora`; what follows runs on them unchanged, with tiny frozen parts."""
+
+import csv
+import functools
+import http.server
+import io
+import json
+import os
+import random
+import shutil
+import subprocess
+import tarfile
+import threading
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image, ImageDraw
+
+from artgpt4.data.corpora import read_alignment, read_artemis, read_questions, read_shards
+from artgpt4.files import read_json, read_jsonl, sha256
+
+ROOT = Path(__file__).parent.parent
+STYLES = ["Impressionism", "Cubism", "Ukiyo_e"]
+FELT = ["awe", "contentment", "sadness", "something else"]
+WORDS = "the quiet water under a pale sky reminds me of mornings at home and of people whom I have not seen for years".split()
+
+
+def jpeg(rng: random.Random) -> bytes:
+    "A picture of two colours."
+    image = Image.new("RGB", (96, 64), tuple(rng.randrange(256) for _ in range(3)))
+    ImageDraw.Draw(image).ellipse((20, 10, 70, 50), tuple(rng.randrange(256) for _ in range(3)))
+    out = io.BytesIO()
+    image.save(out, "JPEG")
+    return out.getvalue()
+
+
+def sentence(rng: random.Random) -> str:
+    return " ".join(rng.choices(WORDS, k=rng.randrange(6, 14)))
+
+
+def make_laion(folder: Path, rng: random.Random, shards: int = 3, pairs: int = 20) -> None:
+    "Tars as img2dataset leaves them; one link in five was dead."
+    folder.mkdir(parents=True)
+    for number in range(shards):
+        with tarfile.open(folder / f"{number:05d}.tar", "w") as tar:
+            for i in range(pairs):
+                key = f"{number:05d}{i:04d}"
+                facts = json.dumps(dict(key=key, status="success", punsafe=0.9 if i == 3 else 0.01, pwatermark=0.1))
+                for suffix, data in (("jpg", jpeg(rng)), ("json", facts.encode()), ("txt", sentence(rng).encode())):
+                    entry = tarfile.TarInfo(f"{key}.{suffix}")
+                    entry.size = len(data)
+                    tar.addfile(entry, io.BytesIO(data))
+        stats = dict(count=pairs * 5 // 4, successes=pairs, failed_to_download=pairs // 4, failed_to_resize=0,
+                     status_dict={"success": pairs, "HTTP Error 404: Not Found": pairs // 4})
+        (folder / f"{number:05d}_stats.json").write_text(json.dumps(stats))
+
+
+def make_alignment(archive: Path, rng: random.Random, pairs: int = 40) -> None:
+    "MiniGPT-4's zip."
+    rows = [dict(image_id=str(i), caption=f"The image shows {sentence(rng)}. {sentence(rng)}.") for i in range(2, pairs + 2)]
+    with zipfile.ZipFile(archive, "w") as out:
+        out.writestr("cc_sbu_align/filter_cap.json", json.dumps({"annotations": rows}))
+        for row in rows:
+            out.writestr(f"cc_sbu_align/image/{row['image_id']}.jpg", jpeg(rng))
+
+
+def make_artemis(table: Path, pictures: Path, rng: random.Random, artworks: int = 120) -> None:
+    "ArtEmis' CSV, five annotators an artwork (one with 45), and WikiArt's folders."
+    with open(table, "w", newline="", encoding="utf-8") as f:
+        rows = csv.writer(f)
+        rows.writerow(["art_style", "painting", "emotion", "utterance", "repetition"])
+        for i in range(artworks):
+            style, name, people = STYLES[i % 3], f"painter-{i % 7}_work-{i}-1889", 45 if i < 4 else 5
+            place = pictures / style / f"{name}.jpg"
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(jpeg(rng))
+            for _ in range(people):
+                rows.writerow([style, name, rng.choice(FELT), sentence(rng), people])
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory):
+    "The repository's files with a profile whose sources are mirrors, and a way to run a command there."
+    folder, mirror, rng = tmp_path_factory.mktemp("public") / "repo", tmp_path_factory.mktemp("mirror"), random.Random(7)
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, check=True)
+    for name in filter(None, listed.stdout.decode().split("\0")):
+        if (ROOT / name).is_file() and not name.startswith(("results/studio", "foundation/")):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    make_alignment(mirror / "cc_sbu_align.zip", rng)
+    make_laion(folder / "data/sources/laion", rng)
+    make_artemis(folder / "data/sources/artemis.csv", folder / "data/sources/wikiart", rng)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=mirror))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    smoke = yaml.safe_load((folder / "profiles/smoke.yaml").read_text())
+    smoke["corpora"] |= dict(source="download", validation=18, shard_size=25)
+    source = dict(path="", url="", sha256="")
+    smoke["sources"] = dict(
+        laion=source | dict(path="data/sources/laion"), artemis=source | dict(path="data/sources/artemis.csv"),
+        wikiart=source | dict(path="data/sources/wikiart"),
+        alignment=source | dict(url=f"http://127.0.0.1:{server.server_port}/cc_sbu_align.zip",
+                                sha256=sha256(mirror / "cc_sbu_align.zip")))
+    (folder / "profiles/mirror.yaml").write_text(yaml.safe_dump(smoke))
+    (folder / "params.yaml").write_text(yaml.safe_dump(dict(profile="mirror", schemes=["artgpt4"])))
+    env = {**os.environ, "PYTHONPATH": str(folder), "DVC_NO_ANALYTICS": "1", "HF_HUB_OFFLINE": "1", "no_proxy": "127.0.0.1"}
+    env.pop("ARTGPT4_OFFLINE", None)
+    subprocess.run("git init -q . && git add -A && git -c user.name=a -c user.email=a@example.org commit -qm copy",
+                   shell=True, cwd=folder, env=env, check=True)
+
+    def run(command: str, code: int = 0) -> str:
+        out = subprocess.run(command.split(), cwd=folder, env=env, capture_output=True, text=True)
+        assert out.returncode == code, out.stdout[-3000:] + out.stderr[-3000:]
+        return out.stdout + out.stderr
+
+    run.folder, run.corpora = folder, folder / "data/mirror/corpora"
+    if os.environ.get("ARTGPT4_MIRROR"):
+        run("dvc repro corpora")
+    yield run
+    server.shutdown()
+    server.server_close()
+
+
+@pytest.fixture
+def laid_out(copy):
+    "The copy, with its corpora laid out; the released benchmark comes from the mirror that the environment names."
+    if not os.environ.get("ARTGPT4_MIRROR"):
+        pytest.skip("no mirror of the released benchmark: name its folder in ARTGPT4_MIRROR")
+    return copy
+
+
+def test_each_corpus_reads_as_the_painted_ones_do(laid_out):
+    counts = {}
+    for split in ("train", "validation"):
+        shards = read_shards(laid_out.corpora / f"shards/{split}/*.tar")
+        counts[f"shards/{split}"] = len(list(shards))
+        assert sum(shards.report.dropped.values()) == (2 if split == "train" else 1)  # one in each was marked as unsafe
+    for split in ("train", "validation", "test", "heldout"):
+        counts[f"alignment/{split}"] = len({r.key for r in read_alignment(laid_out.corpora / f"alignment/{split}")})
+        felt = read_artemis(laid_out.corpora / f"artemis/{split}.csv", laid_out.corpora / f"artemis/{split}")
+        counts[f"artemis/{split}"] = len({r.key for r in felt})
+        assert felt.report.dropped == {}
+    assert counts["shards/train"] == 38 and counts["shards/validation"] == 19
+    assert counts["alignment/train"] == 38 and counts["alignment/validation"] == 2
+    assert counts["artemis/heldout"] == counts["alignment/heldout"] == 4  # the artworks with more than forty annotators
+    assert [counts[f"artemis/{s}"] for s in ("train", "validation", "test")] == [98, 6, 12]
+    assert counts["alignment/test"] == 12
+    assert len(list(read_questions(laid_out.corpora / "benchmark"))) == 35
+
+
+def test_no_artwork_is_in_two_splits(laid_out):
+    truths = {s: {t["painting"] for t in read_jsonl(laid_out.corpora / f"truth/{s}.jsonl")}
+              for s in ("train", "validation", "test", "heldout")}
+    assert sum(map(len, truths.values())) == len(set().union(*truths.values())) == 120
+
+
+def test_the_summary_counts_dead_links_and_what_was_dropped(laid_out):
+    summary = read_json(laid_out.folder / "results/mirror/corpora.json")
+    assert (summary["links"]["lived"], summary["links"]["lost"]) == (60, {"HTTP 404": 15})
+    assert summary["records"]["shards/train"]["dropped"] == {"flagged unsafe (punsafe over 0.5)": 2}
+    assert summary["records"]["alignment"]["kept"] == 40 and summary["artemis"]["artworks"] == 120
+
+
+def test_a_second_run_fetches_nothing_and_makes_the_same(laid_out):
+    before = yaml.safe_load((laid_out.folder / "dvc.lock").read_text())["stages"]["corpora"]
+    laid_out("dvc repro -f corpora")
+    assert yaml.safe_load((laid_out.folder / "dvc.lock").read_text())["stages"]["corpora"] == before
+
+
+def test_what_follows_runs_on_them_unchanged(laid_out):
+    laid_out("dvc repro answers@artgpt4")
+    rows = read_jsonl(laid_out.folder / "results/mirror/answers/artgpt4.jsonl")
+    assert {r["split"] for r in rows} == {"test", "heldout"}
+
+
+@pytest.mark.parametrize("name, told", [
+    ("artemis.csv", "sources.artemis.path); ask for ArtEmis at its form"),
+    ("wikiart", "sources.wikiart.path); put WikiArt's pictures there"),
+    ("laion", "sources.laion.path); put LAION's metadata there"),
+])
+def test_a_missing_copy_is_one_line_that_says_where_to_ask(copy, name, told):
+    path = copy.folder / "data/sources" / name
+    aside = path.rename(path.with_name("aside"))
+    try:
+        out = copy("artgpt4 corpora --profile mirror", code=2)
+        assert told in out and "Traceback" not in out
+    finally:
+        aside.rename(path)
