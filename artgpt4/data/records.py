@@ -76,7 +76,7 @@ def _decoded(image: Path | bytes | None, name: str) -> Iterator[Image.Image]:
     where = name if isinstance(image, bytes) else image
     try:
         with Image.open(source) as picture:
-            if picture.width * picture.height > (Image.MAX_IMAGE_PIXELS or math.inf):  # Pillow only warns until twice that
+            if picture.width * picture.height > (Image.MAX_IMAGE_PIXELS or math.inf):  # Pillow only warns here
                 raise Image.DecompressionBombError
             picture.load()
             yield picture
