@@ -73,6 +73,7 @@ def environment() -> Path:
 def web():
     os.environ["no_proxy"] = "127.0.0.1"
     server = ThreadingHTTPServer(("127.0.0.1", 0), Manners)
+    server.handle_error = lambda *_: None  # clients that hang up are part of it
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
