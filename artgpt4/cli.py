@@ -74,10 +74,18 @@ def _study(profile, args) -> None:
     getattr(studies, f"run_{args.study}")(profile, _schemes())
 
 # %% ../nbs/29_cli.ipynb #d6b8e900
+def _hide_loading_bars() -> None:
+    "transformers draws a bar for every part it loads: noise before a conversation."
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def _speaker(profile, args):
     "Model, processor, template and decoding as the options say: the studio's trained model, or a folder's."
     from artgpt4.apps.chat import Decoding, load_model
 
+    _hide_loading_bars()
     model, processor = load_model(args.model, profile, args.scheme)
     template = args.template or ("released" if args.model else "training")
     tokens = args.max_new_tokens
@@ -105,6 +113,7 @@ def _chat(profile, args) -> None:
 def _demo(profile, args) -> None:
     from artgpt4.apps.demo import load_speakers, serve
 
+    _hide_loading_bars()
     serve(load_speakers(args.model, profile, [] if args.model else _schemes()), args.host, args.port)
 
 # %% ../nbs/29_cli.ipynb #63cc191e

@@ -125,16 +125,20 @@ def emotion_scores(speaker: Speaker, conversation: Conversation) -> tuple[str, d
 
 # %% ../../nbs/28_demo.ipynb #99afcc11
 def bars(rows: list[tuple[str, float, str]], note: str, faint: bool = False) -> str:
-    "Rows (name, share, colour) as bars in HTML, the longest in bold, with a note below."
+    "Rows (name, share, colour) as bars in HTML, each as long as its part of the largest share, with a note below."
     top, cells = max(share for _, share, _ in rows), []
     for name, share, colour in rows:
         cells.append(f'<span style="font-weight: {650 if share == top else 400}">{html.escape(name)}</span>'
                      '<span style="background: rgba(128, 128, 128, .12); border-radius: 3px; overflow: hidden">'
-                     f'<span style="display: block; width: {min(share, 1):.1%}; height: .75em; background: {colour}"></span></span>'
-                     f'<span style="text-align: right; font-variant-numeric: tabular-nums">{share:.0%}</span>')
+                     f'<span style="display: block; width: {share / (top or 1):.1%}; height: .75em; background: {colour}"></span></span>'
+                     f'<span style="text-align: right; font-variant-numeric: tabular-nums">{_percent(share)}</span>')
     return ('<div class="bars" style="display: grid; grid-template-columns: max-content 1fr 2.8em; gap: .3em .9em; '
             f'align-items: center; opacity: {0.4 if faint else 1}">{"".join(cells)}</div>'
             f'<p style="opacity: .7; font-size: .85em; margin: .8em 0 0">{note}</p>')
+
+
+def _percent(share: float) -> str:
+    return "&lt;1%" if 0 < share < 0.005 else f"{share:.0%}"
 
 # %% ../../nbs/28_demo.ipynb #b72136b6
 _COLOURS = {**dict.fromkeys(POSITIVE, "#009E73"), **dict.fromkeys(NEGATIVE, "#D55E00")}
