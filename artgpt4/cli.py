@@ -111,7 +111,8 @@ def _chat(profile, args) -> None:
 
 
 def _demo(profile, args) -> None:
-    from artgpt4.apps.demo import load_speakers, serve
+    from artgpt4.apps.demo import serve
+    from artgpt4.apps.looks import load_speakers
 
     _hide_loading_bars()
     serve(load_speakers(args.model, profile, [] if args.model else _schemes()), args.host, args.port)

@@ -22,6 +22,7 @@ from transformers import AutoProcessor
 from transformers.generation.streamers import BaseStreamer
 
 from ..model import ArtGPT4ForConditionalGeneration
+from ..pipeline import weights_path
 from ..pixels import as_rgb
 from ..processor import pad_left
 from ..profile import InputError, Profile
@@ -197,11 +198,12 @@ def answer(model, processor, conversations: Sequence[Conversation], decoding: De
     return texts
 
 # %% ../../nbs/26_chat.ipynb #4029ad27
-def load_model(folder: str | Path | None = None, profile: Profile | None = None, scheme: str = "artgpt4"):
-    "Model and processor, ready to answer: of a `save_pretrained` folder, or what `profile` trained by `scheme`."
+def load_model(folder: str | Path | None = None, profile: Profile | None = None, scheme: str = "artgpt4", trained: bool = True):
+    "Model and processor, ready to answer: of a `save_pretrained` folder, or `profile`'s of a `scheme`, trained or as before."
     if folder is None:
         model, processor = build(profile, scheme, profile.seed)
-        load_trained(model, profile.results / "models" / f"{scheme}.safetensors")
+        if trained:
+            load_trained(model, weights_path(profile, scheme, 2))
     else:
         if not Path(folder).is_dir():
             raise InputError(f"{folder}: no such folder; give one that save_pretrained wrote")
