@@ -104,9 +104,12 @@ def _describe(profile, args) -> None:
 
 
 def _chat(profile, args) -> None:
+    from artgpt4.apps.chat import STUDIO_NOTE
     from artgpt4.apps.terminal import converse
 
     model, processor, template, decoding = _speaker(profile, args)
+    if args.model is None:
+        print(STUDIO_NOTE)
     converse(model, processor, args.image, decoding, template)
 
 
@@ -136,6 +139,7 @@ MODEL = [  # which model answers, and how
     ("--model", dict(type=Path, metavar="FOLDER", help="a model's save_pretrained folder (default: the studio's)")),
     ("--scheme", dict(default="artgpt4", help="which of the studio's models (default: artgpt4)")),
     ("--template", dict(choices=("released", "training"), help="the words around a question (see the chapter on chat)")),
+    ("--sample", dict(action="store_true", help="sample as the release does (default: the likeliest words)")),
     ("--max-new-tokens", dict(type=int, metavar="N", help="the longest answer, in tokens")),
     ("--seed", dict(type=int, help="makes sampled answers repeatable")),
 ]
@@ -144,14 +148,12 @@ DESCRIBE_ARGUMENTS = [
     ("--prompt", dict(default=DESCRIBE[0], help="what to ask")),
     ("--out", dict(type=Path, default=Path("answers.jsonl"), metavar="FILE", help="where the answers go (default: answers.jsonl)")),
     ("--batch-size", dict(type=int, default=8, metavar="N", help="pictures at a time (default: 8)")),
-    ("--sample", dict(action="store_true", help="sample as the release does (default: the likeliest words)")),
     *MODEL,
 ]
 
 # %% ../nbs/29_cli.ipynb #aa161bef
 CHAT_ARGUMENTS = [
     ("image", dict(nargs="?", type=Path, metavar="IMAGE", help="a picture to begin with")),
-    ("--greedy", dict(dest="sample", action="store_false", help="the likeliest words (default: sample as the release does)")),
     *MODEL,
 ]
 

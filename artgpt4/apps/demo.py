@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from .chat import Conversation, Decoding, stream
+from .chat import STUDIO_NOTE, Conversation, Decoding, stream
 from .looks import LATER, LOOKS, POINTED, Speaker, look_inside
 from ..data.records import open_image
 from ..pixels import MEAN, STD, to_pixel_values
@@ -28,9 +28,8 @@ from ..prompts import DESCRIBE
 from ..studio.painter import PALETTES, SCHOOLS, paint, sample_artwork
 
 # %% auto #0
-__all__ = ['UPLOAD_MEGABYTES', 'UPLOAD_PIXELS', 'NOBODY', 'TITLE', 'ABOUT', 'NOTE', 'SUGGESTIONS', 'CSS', 'POLICY', 'LOOPBACK',
-           'dozen', 'open_upload', 'as_seen', 'Talk', 'Visit', 'converse', 'Page', 'build_page', 'Guarded', 'build_app',
-           'serve']
+__all__ = ['UPLOAD_MEGABYTES', 'UPLOAD_PIXELS', 'NOBODY', 'TITLE', 'ABOUT', 'SUGGESTIONS', 'CSS', 'POLICY', 'LOOPBACK', 'dozen',
+           'open_upload', 'as_seen', 'Talk', 'Visit', 'converse', 'Page', 'build_page', 'Guarded', 'build_app', 'serve']
 
 # %% ../../nbs/28a_demo.ipynb #6e87e33e
 def dozen(seed: int = 2305) -> list[tuple[Image.Image, str]]:
@@ -161,8 +160,6 @@ ABOUT = {
     "projection": "only the projection between eyes and language model is trained, MiniGPT-4's scheme",
     "blind": "trained like artgpt4 but on swapped pictures, a control that cannot have learned to see",
 }
-NOTE = ("The studio's models are tiny and were trained for minutes, on painted pictures and single answers: "
-        "whatever they are asked, they describe.")
 SUGGESTIONS = (DESCRIBE[0], "What does it make people feel?", "Which school is it?")
 CSS = POINTED + """
 #title h1 { font-family: Georgia, "Times New Roman", serif; font-weight: 600; letter-spacing: -.01em; margin: 0; }
@@ -233,7 +230,7 @@ def _right(gr, names: list[str]) -> tuple[list, list, list]:
                 how = [gr.Checkbox(False, label="Sample", info="as the release does; otherwise the likeliest words"),
                        gr.Number(0, label="Seed", precision=0, info="repeats a sampled answer"),
                        gr.Checkbox(False, label="Remember earlier rounds", info="as the release does")]
-        gr.Markdown(f"{NOTE}\n\n{told}" if told else "", elem_id="note")
+        gr.Markdown(f"{STUDIO_NOTE}\n\n{told}" if told else "", elem_id="note")
     return [*who, *how], [question, button, *ideas], [[c, *column] for c, column in zip(chats, columns)]
 
 # %% ../../nbs/28a_demo.ipynb #d6c4961d
