@@ -162,6 +162,7 @@ ABOUT = {
 }
 SUGGESTIONS = (DESCRIBE[0], "What does it make people feel?", "Which school is it?")
 CSS = POINTED + """
+html:has(body.dark) { color-scheme: dark; }
 #title h1 { font-family: Georgia, "Times New Roman", serif; font-weight: 600; letter-spacing: -.01em; margin: 0; }
 #title p { opacity: .7; margin: .2em 0 0; }
 #painting { aspect-ratio: 1; height: auto !important; }

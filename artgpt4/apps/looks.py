@@ -42,8 +42,9 @@ class Speaker:
     max_new_tokens: int
 
 
-def load_speakers(folder: Path | None, profile: Profile | None, schemes: list[str], trained: bool = True) -> dict[str, Speaker]:
-    "The model of `folder`; without one, `profile`'s models of those `schemes` that are trained, or of all before training. By name."
+def load_speakers(folder: Path | None, profile: Profile | None, schemes: list[str],
+                  trained: bool = True) -> dict[str, Speaker]:
+    "By name: the model of `folder`; or those of `profile`'s `schemes` that are trained; or all of them before training."
     if folder is not None:
         return {(name := Path(folder).name): Speaker(name, *load_model(folder), "released", Decoding.max_new_tokens)}
     there = [s for s in schemes if not trained or weights_path(profile, s, 2).is_file()]
@@ -87,10 +88,11 @@ def bars(rows: list[tuple[str, float, str]], note: str, faint: bool = False) -> 
     for name, share, colour in rows:
         cells.append(f'<span style="font-weight: {650 if share == top else 400}">{html.escape(name)}</span>'
                      '<span style="background: rgba(128, 128, 128, .12); border-radius: 3px; overflow: hidden">'
-                     f'<span style="display: block; width: {share / (top or 1):.1%}; height: .75em; background: {colour}"></span></span>'
+                     f'<span style="display: block; width: {share / (top or 1):.1%}; height: .75em; '
+                     f'background: {colour}"></span></span>'
                      f'<span style="text-align: right; font-variant-numeric: tabular-nums">{_percent(share)}</span>')
     return ('<div class="bars" style="display: grid; grid-template-columns: max-content 1fr 2.8em; gap: .3em .9em; '
-            f'align-items: center; opacity: {0.4 if faint else 1}">{"".join(cells)}</div>'
+            f'align-items: center; opacity: {0.55 if faint else 1}">{"".join(cells)}</div>'
             f'<p style="opacity: .7; font-size: .85em; margin: .8em 0 0">{note}</p>')
 
 
@@ -110,12 +112,15 @@ def emotion_bars(speaker: Speaker, conversation: Conversation) -> str:
 
 # %% ../../nbs/28_looks.ipynb #8a7aca27
 POINTED = """
+.look { container-type: inline-size; }
 .pointed { position: relative; min-height: 175px; padding-left: 180px; }
+@container (max-width: 24em) { .pointed { padding: 175px 0 0; } }
 .pointed img { display: none; position: absolute; left: 0; top: 0; margin: 0; width: 160px; border-radius: 4px; }
 .pointed span { cursor: default; border-bottom: 1px dotted; }
 .pointed .chosen img { display: block; }
 .pointed span:hover img, .pointed span:focus img { display: block; z-index: 1; }
 .pointed span:hover, .pointed span:focus { border-bottom: 2px solid; outline: 0; }
+.pointed:not(:has(span:hover, span:focus)) .chosen { border-bottom: 2px solid; }
 .pointed p { opacity: .7; font-size: .85em; margin: .8em 0 0; }
 """
 
@@ -134,7 +139,8 @@ def attention_words(speaker: Speaker, conversation: Conversation) -> str:
     picture, prompt = conversation.images[0], write_prompt(earlier, conversation.template)
     seen = look(speaker.model, speaker.processor, picture, prompt, said)
     large, maps, parts = picture.resize((160, 160), Image.Resampling.BICUBIC), {}, []
-    first = next((said[a:b] for v, a, b in [mentions(said).get("motif", (0, 0, 0))]), "").split(" ")[-1]
+    _, begin, end = mentions(said).get("motif", ("", 0, 0))
+    first = said[begin:end].split(" ")[-1] or next(iter(re.findall(r"\w+", said)), "")  # shown until another is pointed at
     for piece in re.split(r"(\w+)", said):
         if not re.fullmatch(r"\w+", piece):
             parts.append(html.escape(piece))
@@ -144,14 +150,16 @@ def attention_words(speaker: Speaker, conversation: Conversation) -> str:
             maps[piece.lower()] = _embedded(overlay(large, weights / weights.max().clamp_min(1e-12)))
         chosen = ' class="chosen"' if piece == first else ""
         parts.append(f'<span tabindex="0"{chosen}>{html.escape(piece)}<img alt="" src="{maps[piece.lower()]}"></span>')
-    return f'<div class="pointed">{"".join(parts)}<p>Point at a word.</p></div>'
+    parts.append("<p>Where it looked for the underlined word; point at another.</p>")
+    return f'<div class="look"><div class="pointed">{"".join(parts)}</div></div>'
 
 # %% ../../nbs/28_looks.ipynb #5f7609fd
 def adapter_bars(speaker: Speaker, conversation: Conversation) -> str:
     "Per block, the adapter's branch as a share of its stream: medians over image and text tokens, as bars in HTML."
     inputs = encode(speaker.model, speaker.processor, [conversation], Decoding(max_new_tokens=speaker.max_new_tokens))
     sizes = branch_sizes(speaker.model, **inputs)
-    rows = [(f"block {r.block}, {r.kind}", r.branch, "#CC79A7" if r.kind == "image" else "#0072B2") for r in sizes.itertuples()]
+    colours = {"image": "#CC79A7", "text": "#0072B2"}
+    rows = [(f"block {r.block}, {r.kind}", r.branch, colours[r.kind]) for r in sizes.itertuples()]
     return bars(rows, "The adapter's branch over the stream it is added to: medians over tokens.")
 
 # %% ../../nbs/28_looks.ipynb #80da3cf5
