@@ -93,7 +93,7 @@ def _speaker(profile, args):
         tokens = Decoding.max_new_tokens if args.model else profile.evaluate.max_new_tokens
     return model, processor, template, Decoding(sample=args.sample, max_new_tokens=tokens, seed=args.seed)
 
-
+# %% ../nbs/29_cli.ipynb #29c00001
 def _describe(profile, args) -> None:
     from artgpt4.apps.describe import describe, find_pictures
 
