@@ -112,9 +112,8 @@ def emotion_bars(speaker: Speaker, conversation: Conversation) -> str:
 
 # %% ../../nbs/28_looks.ipynb #8a7aca27
 POINTED = """
-.look { container-type: inline-size; }
 .pointed { position: relative; min-height: 175px; padding-left: 180px; }
-@container (max-width: 24em) { .pointed { padding: 175px 0 0; } }
+@media (max-width: 640px) { .pointed { padding: 175px 0 0; } }
 .pointed img { display: none; position: absolute; left: 0; top: 0; margin: 0; width: 160px; border-radius: 4px; }
 .pointed span { cursor: default; border-bottom: 1px dotted; }
 .pointed .chosen img { display: block; }
@@ -151,7 +150,7 @@ def attention_words(speaker: Speaker, conversation: Conversation) -> str:
         chosen = ' class="chosen"' if piece == first else ""
         parts.append(f'<span tabindex="0"{chosen}>{html.escape(piece)}<img alt="" src="{maps[piece.lower()]}"></span>')
     parts.append("<p>Where it looked for the underlined word; point at another.</p>")
-    return f'<div class="look"><div class="pointed">{"".join(parts)}</div></div>'
+    return f'<div class="pointed">{"".join(parts)}</div>'
 
 # %% ../../nbs/28_looks.ipynb #5f7609fd
 def adapter_bars(speaker: Speaker, conversation: Conversation) -> str:
