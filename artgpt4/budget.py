@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy
 from .adapter import decoder_blocks
 from .model import ArtGPT4Config, ArtGPT4ForConditionalGeneration
 from .profile import InputError
+from .tuning import key_shape
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'GPUS', 'MARGIN', 'part_of', 'weights', 'tensor_bytes', 'weight_bytes', 'cache_bytes', 'SavedBytes',
@@ -75,9 +76,8 @@ def weight_bytes(config: ArtGPT4Config, precision: str) -> dict[str, int]:
 # %% ../nbs/15b_budget.ipynb #7518830e
 def cache_bytes(config: ArtGPT4Config, tokens: int = 2000, batch: int = 1, itemsize: int = 2) -> int:
     "Bytes of the keys and values of `tokens` tokens in every block, `itemsize` bytes each."
-    text = config.text_config
-    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return 2 * text.num_hidden_layers * text.num_key_value_heads * width * tokens * batch * itemsize
+    heads, size = key_shape(config.text_config)
+    return 2 * config.text_config.num_hidden_layers * heads * size * tokens * batch * itemsize
 
 # %% ../nbs/15b_budget.ipynb #fff7089f
 class SavedBytes(saved_tensors_hooks):

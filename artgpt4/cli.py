@@ -74,10 +74,18 @@ def _study(profile, args) -> None:
     getattr(studies, f"run_{args.study}")(profile, _schemes())
 
 # %% ../nbs/29_cli.ipynb #d6b8e900
+def _hide_loading_bars() -> None:
+    "transformers draws a bar for every part it loads: noise before a conversation."
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+
+
 def _speaker(profile, args):
     "Model, processor, template and decoding as the options say: the studio's trained model, or a folder's."
     from artgpt4.apps.chat import Decoding, load_model
 
+    _hide_loading_bars()
     model, processor = load_model(args.model, profile, args.scheme)
     template = args.template or ("released" if args.model else "training")
     tokens = args.max_new_tokens
@@ -85,7 +93,7 @@ def _speaker(profile, args):
         tokens = Decoding.max_new_tokens if args.model else profile.evaluate.max_new_tokens
     return model, processor, template, Decoding(sample=args.sample, max_new_tokens=tokens, seed=args.seed)
 
-
+# %% ../nbs/29_cli.ipynb #29c00001
 def _describe(profile, args) -> None:
     from artgpt4.apps.describe import describe, find_pictures
 
@@ -96,15 +104,20 @@ def _describe(profile, args) -> None:
 
 
 def _chat(profile, args) -> None:
+    from artgpt4.apps.chat import STUDIO_NOTE
     from artgpt4.apps.terminal import converse
 
     model, processor, template, decoding = _speaker(profile, args)
+    if args.model is None:
+        print(STUDIO_NOTE)
     converse(model, processor, args.image, decoding, template)
 
 
 def _demo(profile, args) -> None:
-    from artgpt4.apps.demo import load_speakers, serve
+    from artgpt4.apps.demo import serve
+    from artgpt4.apps.looks import load_speakers
 
+    _hide_loading_bars()
     serve(load_speakers(args.model, profile, [] if args.model else _schemes()), args.host, args.port)
 
 # %% ../nbs/29_cli.ipynb #63cc191e
@@ -126,6 +139,7 @@ MODEL = [  # which model answers, and how
     ("--model", dict(type=Path, metavar="FOLDER", help="a model's save_pretrained folder (default: the studio's)")),
     ("--scheme", dict(default="artgpt4", help="which of the studio's models (default: artgpt4)")),
     ("--template", dict(choices=("released", "training"), help="the words around a question (see the chapter on chat)")),
+    ("--sample", dict(action="store_true", help="sample as the release does (default: the likeliest words)")),
     ("--max-new-tokens", dict(type=int, metavar="N", help="the longest answer, in tokens")),
     ("--seed", dict(type=int, help="makes sampled answers repeatable")),
 ]
@@ -134,14 +148,12 @@ DESCRIBE_ARGUMENTS = [
     ("--prompt", dict(default=DESCRIBE[0], help="what to ask")),
     ("--out", dict(type=Path, default=Path("answers.jsonl"), metavar="FILE", help="where the answers go (default: answers.jsonl)")),
     ("--batch-size", dict(type=int, default=8, metavar="N", help="pictures at a time (default: 8)")),
-    ("--sample", dict(action="store_true", help="sample as the release does (default: the likeliest words)")),
     *MODEL,
 ]
 
 # %% ../nbs/29_cli.ipynb #aa161bef
 CHAT_ARGUMENTS = [
     ("image", dict(nargs="?", type=Path, metavar="IMAGE", help="a picture to begin with")),
-    ("--greedy", dict(dest="sample", action="store_false", help="the likeliest words (default: sample as the release does)")),
     *MODEL,
 ]
 

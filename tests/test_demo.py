@@ -19,10 +19,10 @@ import browser
 ROOT = Path(__file__).resolve().parent.parent
 TRAINED = "import sys; from artgpt4.cli import main; sys.exit(main(['demo', '--port', '0']))"
 UNTRAINED = """
-from artgpt4.apps.demo import Speaker, serve
+from artgpt4.apps.demo import serve
+from artgpt4.apps.looks import load_speakers
 from artgpt4.profile import load_profile
-from artgpt4.stages import build
-serve({s: Speaker(s, *build(load_profile('studio'), s, 42), 'training', 40) for s in ('artgpt4', 'projection')}, port=0)
+serve(load_speakers(None, load_profile("studio"), ["artgpt4", "projection"], trained=False), port=0)
 """
 SLOW = 120  # seconds until a wait is given up; on a free machine none takes ten
 

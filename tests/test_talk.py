@@ -132,10 +132,10 @@ def test_a_folder_is_described_by_the_command(folder, pictures, tmp_path):
 
 def test_a_conversation_comes_through_a_pipe(folder, pictures):
     lines = f"What do you see?\n\n/image {pictures / '01.png'}\n/image nowhere.png\nAnd now?\n"
-    done = run("chat", pictures / "00.png", "--model", folder, "--greedy", "--max-new-tokens", 8, input=lines)
+    done = run("chat", pictures / "00.png", "--model", folder, "--max-new-tokens", 8, input=lines)
     assert done.returncode == 0, done.stderr
     said = done.stdout.splitlines()
-    assert said[0].startswith("/image PATH") and "nowhere.png: no such image" in done.stdout
+    assert said[0].startswith("/image PATH") and "nowhere.png: no such picture" in done.stdout
     assert len([line for line in said if line.strip()]) >= 4  # the help, an answer or two, a picture, a refusal
     assert "###" not in done.stdout and ">" not in done.stdout
 

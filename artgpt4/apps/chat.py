@@ -21,7 +21,9 @@ from PIL import Image
 from transformers import AutoProcessor
 from transformers.generation.streamers import BaseStreamer
 
+from ..data.records import open_image
 from ..model import ArtGPT4ForConditionalGeneration
+from ..pipeline import weights_path
 from ..pixels import as_rgb
 from ..processor import pad_left
 from ..profile import InputError, Profile
@@ -30,9 +32,9 @@ from ..release import load_trained
 from ..stages import build
 
 # %% auto #0
-__all__ = ['log', 'SYSTEM', 'HUMAN', 'ASSISTANT', 'SEPARATOR', 'IMAGE_TURN', 'TEMPLATES', 'GENERATING', 'write_prompt',
-           'Conversation', 'Decoding', 'keep_recent', 'room_for', 'encode', 'read_answer', 'seeded', 'answer',
-           'load_model', 'showable', 'stream']
+__all__ = ['log', 'SYSTEM', 'HUMAN', 'ASSISTANT', 'SEPARATOR', 'IMAGE_TURN', 'TEMPLATES', 'GENERATING', 'STUDIO_NOTE',
+           'write_prompt', 'Conversation', 'open_picture', 'Decoding', 'keep_recent', 'room_for', 'encode',
+           'read_answer', 'seeded', 'answer', 'load_model', 'showable', 'stream']
 
 # %% ../../nbs/26_chat.ipynb #9bf8d1ba
 log = logging.getLogger(__name__)
@@ -88,6 +90,13 @@ class Conversation:
     def prompt(self) -> str:
         "The whole dialogue as one text."
         return write_prompt(self.messages, self.template)
+
+# %% ../../nbs/26_chat.ipynb #26c00021
+def open_picture(path: str | Path) -> Image.Image:
+    "The picture in a file, RGB; an `InputError` if there is none, or none that can be read."
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such picture; check the path")
+    return open_image(Path(path))
 
 # %% ../../nbs/26_chat.ipynb #cc124a16
 @dataclass(frozen=True)
@@ -197,11 +206,16 @@ def answer(model, processor, conversations: Sequence[Conversation], decoding: De
     return texts
 
 # %% ../../nbs/26_chat.ipynb #4029ad27
-def load_model(folder: str | Path | None = None, profile: Profile | None = None, scheme: str = "artgpt4"):
-    "Model and processor, ready to answer: of a `save_pretrained` folder, or what `profile` trained by `scheme`."
+STUDIO_NOTE = ("The studio's models are tiny and were trained for minutes, on painted pictures and single answers: "
+               "whatever they are asked, they describe.")
+
+
+def load_model(folder: str | Path | None = None, profile: Profile | None = None, scheme: str = "artgpt4", trained: bool = True):
+    "Model and processor, ready to answer: of a `save_pretrained` folder, or `profile`'s of a `scheme`, trained or as before."
     if folder is None:
         model, processor = build(profile, scheme, profile.seed)
-        load_trained(model, profile.results / "models" / f"{scheme}.safetensors")
+        if trained:
+            load_trained(model, weights_path(profile, scheme, 2))
     else:
         if not Path(folder).is_dir():
             raise InputError(f"{folder}: no such folder; give one that save_pretrained wrote")

@@ -15,8 +15,7 @@ from pathlib import Path
 
 from tqdm.auto import tqdm
 
-from .chat import Conversation, Decoding, answer
-from ..data.records import open_image
+from .chat import Conversation, Decoding, answer, open_picture
 from ..files import fingerprint, write_jsonl
 from ..profile import InputError
 from ..prompts import DESCRIBE
@@ -33,6 +32,8 @@ def find_pictures(paths: Iterable[str | Path]) -> list[Path]:
     "Files as they are, folders as all pictures in and below them; each once."
     found = []
     for path in map(Path, paths):
+        if not path.exists():
+            raise InputError(f"{path}: no such picture or folder; check the path")
         inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file()) if path.is_dir() else [path]
         found += [p for p in inside if not any(part.startswith(".") for part in p.relative_to(path).parts)]
     if not found:
@@ -64,7 +65,7 @@ def describe_batch(model, processor, pictures: Sequence[Path], prompt: str, deco
     for row, path in zip(rows, pictures):
         try:
             conversation = Conversation(template)
-            conversation.add_image(open_image(path))
+            conversation.add_image(open_picture(path))
             conversation.ask(prompt)
             asked.append((row, conversation))
         except InputError as e:

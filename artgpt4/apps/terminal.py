@@ -11,8 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from .chat import Conversation, Decoding, stream
-from ..data.records import open_image
+from .chat import Conversation, Decoding, open_picture, stream
 from ..profile import InputError
 
 # %% auto #0
@@ -44,11 +43,11 @@ def obey(conversation: Conversation, line: str) -> Conversation | None:
     if command == "/quit":
         return None
     if command == "/new":
-        _write("A new conversation.\n")
+        _write("A new conversation, without a picture.\n")
         return Conversation(conversation.template)
     if command != "/image":
         raise InputError(f"{command}: no such command; {HELP}")
-    picture = open_image(Path(rest.strip()).expanduser())
+    picture = open_picture(Path(rest.strip()).expanduser())
     conversation.add_image(picture)
     _write(f"A picture of {picture.width} x {picture.height} pixels.\n")
     return conversation
@@ -59,7 +58,7 @@ def converse(model, processor, image: str | Path | None = None, decoding: Decodi
     "Converse until `/quit`, Ctrl-C or the end of the input; `read` gives the next line, as `input` does."
     conversation = Conversation(template)
     if image is not None:
-        conversation.add_image(open_image(Path(image)))
+        conversation.add_image(open_picture(image))
     sign = "> " if sys.stdin.isatty() else ""
     try:
         _write(f"{HELP}\n")
