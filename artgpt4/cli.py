@@ -134,6 +134,12 @@ def _speed(profile, args) -> None:
 
     run_speed(profile)
 
+
+def _throughput(profile, args) -> None:
+    from artgpt4.data.throughput import run_throughput
+
+    run_throughput()
+
 # %% ../nbs/29_cli.ipynb #ceed73a0
 MODEL = [  # which model answers, and how
     ("--model", dict(type=Path, metavar="FOLDER", help="a model's save_pretrained folder (default: the studio's)")),
@@ -192,6 +198,7 @@ COMMANDS = {  # name: (help, call, arguments)
     "chat": ("converse about a picture in the terminal", _chat, CHAT_ARGUMENTS),
     "assemble": ("put the released model together from its public parts", _assemble, ASSEMBLE_ARGUMENTS),
     "speed": ("time decoding and training", _speed, []),
+    "throughput": ("time the reading of corpora", _throughput, []),
     "demo": ("converse about pictures in the browser", _demo, DEMO_ARGUMENTS),
 }
 

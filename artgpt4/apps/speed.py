@@ -8,8 +8,6 @@ Docs: https://artgpt4.github.io/artgpt4/speed.html.md"""
 from __future__ import annotations
 
 import os
-import statistics
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,42 +20,13 @@ from ..files import recorded, write_json
 from ..model import ArtGPT4Config, ArtGPT4ForConditionalGeneration
 from ..profile import Profile, find_root
 from ..stages import build
+from ..timing import against, in_turns, spread
 from ..trainer import make_optimizer
 
 # %% auto #0
-__all__ = ['SHAPES', 'in_turns', 'spread', 'against', 'decoding_inputs', 'time_decoding', 'training_batch', 'lora_rank',
-           'with_lora', 'trainable', 'training_step', 'time_training', 'matmul_ceiling', 'random_model', 'work',
-           'time_large', 'run_large', 'machine', 'run_speed', 'draw_speed']
-
-# %% ../../nbs/28b_speed.ipynb #7c96ccda
-def _now() -> float:
-    "Seconds, after all that was asked of a GPU is done."
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
-
-
-def in_turns(candidates: dict[str, Callable[[], object]], rounds: int, label: str = "time") -> dict[str, list[float]]:
-    "Seconds of each candidate in each of `rounds` rounds; one more round before them warms up and is not counted."
-    seconds = {name: [] for name in candidates}
-    for turn in tqdm(range(rounds + 1), label, disable=None):
-        for name, run in candidates.items():
-            start = _now()
-            run()
-            if turn:
-                seconds[name].append(_now() - start)
-    return seconds
-
-
-def spread(values: list[float]) -> dict[str, float]:
-    "Median and quartiles, to four digits."
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive") if len(values) > 1 else values * 3
-    return {k: float(f"{v:.4g}") for k, v in (("median", middle), ("low", low), ("high", high))}
-
-
-def against(seconds: dict[str, list[float]], name: str, base: str) -> dict[str, float]:
-    "How many times as long `name` takes as `base`, round by round."
-    return spread([a / b for a, b in zip(seconds[name], seconds[base])])
+__all__ = ['SHAPES', 'decoding_inputs', 'time_decoding', 'training_batch', 'lora_rank', 'with_lora', 'trainable', 'training_step',
+           'time_training', 'matmul_ceiling', 'random_model', 'work', 'time_large', 'run_large', 'machine', 'run_speed',
+           'draw_speed']
 
 # %% ../../nbs/28b_speed.ipynb #3270e6a2
 def decoding_inputs(config: ArtGPT4Config, batch: int, prompt: int = 40, device="cpu") -> dict[str, torch.Tensor]:
