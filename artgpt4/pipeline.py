@@ -185,4 +185,5 @@ def reaches(stage: str, stages: dict[str, dict]) -> set[str]:
 
 def forbidden(stage: str, stages: dict[str, dict]) -> list[str]:
     "What `stage` reaches and must not, if it chooses anything."
-    return sorted(p for p in reaches(stage, stages) if any(f"{word}." in p or p.endswith(word) for word in UNTOUCHABLE))
+    return sorted(p for p in reaches(stage, stages)
+                  if not p.endswith(".py") and any(f"{word}." in p or p.endswith(word) for word in UNTOUCHABLE))
