@@ -22,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from .shards import index_shard, shard_paths
+from .splits import time_artemis
 from ..files import recorded, replacing, write_json
 from ..profile import InputError, Profile, find_root
 from ..timing import against, in_turns, spread
@@ -148,17 +149,14 @@ def measure_memory(pattern: str | Path, shards: tuple[int, ...] = (1, 10, 100)) 
 # %% ../../nbs/05e_throughput.ipynb #eb85e7a0
 def run_throughput(profile: Profile | None = None, out: Path | None = None, *, shards: int = 100, samples: int = 100,
                    read: int = 24, rounds: int = 5, workers: tuple[int, ...] = (1, 2), rows: int = 1_000_000) -> dict:
-    "Measure reading (of the first `read` shards), memory (over all) and, where it is there, ArtEmis; kept as a file."
-    from artgpt4.data import artemis
-
+    "Measure reading (of the first `read` shards), memory (over all), and ArtEmis read and split (`rows` of them); kept as a file."
     out = Path(out or find_root() / "results/studies/throughput.json")
     with recorded(out), tempfile.TemporaryDirectory() as folder:
         pattern = write_test_shards(Path(folder), shards, samples)
         result = dict(cores=os.cpu_count(), picture=[341, 256], scaled_to=224,
                       reading=measure_reading(f"{folder}/{{00000..{read - 1:05}}}.tar", workers, rounds),
-                      memory=measure_memory(pattern, tuple(n for n in (1, 10, 100) if n <= shards)))
-        if hasattr(artemis, "time_artemis"):
-            result["artemis"] = artemis.time_artemis(rows, Path(folder))
+                      memory=measure_memory(pattern, tuple(n for n in (1, 10, 100) if n <= shards)),
+                      artemis=time_artemis(rows, folder))
         write_json(out, result)
     return result
 
