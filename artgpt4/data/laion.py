@@ -21,6 +21,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from .download import offline
 from ..files import fingerprint, locked, read_json, write_json, write_text
 from ..profile import InputError, find_root
 
@@ -55,6 +56,8 @@ QUIET = {"NO_ALBUMENTATIONS_UPDATE": "1", "WANDB_MODE": "disabled"}
 
 def _install(folder: Path) -> None:
     "Make the environment with uv where it is at hand, else with pip."
+    if offline():
+        raise InputError(f"{folder}: img2dataset is not installed, and ARTGPT4_OFFLINE is set; unset it once")
     shutil.rmtree(folder, ignore_errors=True)
     uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
     python = str(folder / "bin/python")
@@ -206,6 +209,9 @@ def run_img2dataset(metadata: str | Path, folder: str | Path, environment: Path,
         size = options.get("samples_per_shard", 10_000)
         shards = sum(-(-rows // size) for rows in filtered["files"])
         options.setdefault("columns", tuple(filtered["columns"][2:]))
+        missing = shards - len(list(folder.glob("*_stats.json")))
+        if missing and offline():
+            raise InputError(f"{folder}: {missing} of {shards} shards missing, and ARTGPT4_OFFLINE is set; unset it to fetch them")
         status = _watch(img2dataset_command(metadata, folder, environment, **options), folder, shards)
     if (missing := shards - len(list(folder.glob("*_stats.json")))) or status:
         what = f"exit status {status}, {missing} of {shards} shards missing"
