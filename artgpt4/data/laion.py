@@ -253,16 +253,18 @@ def link_report(folder: str | Path) -> dict:
 
 # %% ../../nbs/05b_laion.ipynb #5f73d1a1
 def draw_links(report: dict):
-    "One bar: the links that lived, and the others by what became of them."
+    "A bar for the links that lived, and one for each thing that became of the others; in percent of all links."
     import matplotlib.pyplot as plt
 
-    fig, ax = plt.subplots(figsize=(8, 1.6))
-    parts, left = {"lived": report["lived"], **report["lost"]}, 0
-    for i, (name, count) in enumerate(parts.items()):
-        color = "C0" if i == 0 else str(0.35 + 0.5 * i / len(parts))
-        ax.barh(0, count, left=left, color=color, edgecolor="white", label=f"{name}, {count / report['links']:.0%}")
-        left += count
-    ax.set(xlim=(0, report["links"]), yticks=[], xlabel=f"{report['links']:,} links in {report['shards']:,} shards")
-    ax.spines[["top", "right", "left"]].set_visible(False)
-    ax.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False, fontsize=8)
+    parts = {"lived": report["lived"], **report["lost"]}
+    shares = [100 * count / max(report["links"], 1) for count in parts.values()]
+    fig, ax = plt.subplots(figsize=(6, 0.7 + 0.27 * len(parts)), layout="constrained")
+    ax.barh(list(parts), shares, color=["#029e73"] + ["#d55e00"] * (len(parts) - 1), height=0.72)
+    for y, (share, count) in enumerate(zip(shares, parts.values())):
+        ax.text(share + 1, y, f"{share:.1f} %  ({count:,})", va="center", fontsize=9)
+    ax.set(xlim=(0, 120), xticks=[])
+    ax.set_title(f"{report['links']:,} links in {report['shards']:,} shards", fontsize=11, loc="left")
+    ax.invert_yaxis()
+    ax.spines[["top", "right", "bottom"]].set_visible(False)
+    ax.tick_params(axis="y", length=0)
     return fig

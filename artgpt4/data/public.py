@@ -31,7 +31,7 @@ from ..profile import InputError, Profile, find_root
 # %% auto #0
 __all__ = ['ASK', 'ARCHIVES', 'UNLINKABLE', 'SHARDS', 'VALIDATION_SHARE', 'PREPARED', 'named_source', 'own_copy', 'unpacked',
            'place', 'drawn', 'own_shards', 'lay_out_shards', 'write_alignment', 'lay_out_alignment', 'lay_out_artworks',
-           'lay_out_artemis', 'lay_out_public']
+           'artemis_table', 'lay_out_artemis', 'lay_out_public']
 
 # %% ../../nbs/05c_public.ipynb #919ee893
 ASK = {
@@ -189,6 +189,17 @@ def lay_out_artworks(table: Path, pictures: Path, folder: Path, split: str) -> R
         write_alignment(references, folder / "alignment" / split)
     return reader
 
+# %% ../../nbs/05c_public.ipynb #e8e46d71
+def artemis_table(found: Path) -> Path:
+    "The table itself, or the only `artemis*.csv` in a folder or below it."
+    if found.is_file():
+        return found
+    tables = sorted(found.rglob("artemis*.csv"))
+    if len(tables) != 1:
+        names = ", ".join(table.name for table in tables) or "none"
+        raise InputError(f"{found}: one table named artemis*.csv should be here ({names}); name the file itself in the profile")
+    return tables[0]
+
 
 def lay_out_artemis(table: Path, pictures: Path, folder: Path, work: Path) -> tuple[dict, dict[str, Records]]:
     "Divide ArtEmis and lay out its four splits below `folder`; what the preparation counted, and the readers."
@@ -214,7 +225,7 @@ def lay_out_public(profile: Profile, folder: Path) -> dict:
     kept, dials = profile.data / "downloads", profile.corpora
     for name in sorted(ASK):  # what is missing is said before anything is fetched
         named_source(profile, name)
-    table, pictures = own_copy(profile, "artemis"), own_copy(profile, "wikiart")
+    table, pictures = artemis_table(own_copy(profile, "artemis")), own_copy(profile, "wikiart")
     alignment, (shards, links) = own_copy(profile, "alignment"), own_shards(profile)
     shutil.rmtree(folder, ignore_errors=True)
     lay_out_shards(shards, folder / "shards", dials.validation)
