@@ -25,7 +25,7 @@ from .shards import index_shard, shard_paths
 from .splits import time_artemis
 from ..files import recorded, replacing, write_json
 from ..profile import InputError, Profile, find_root
-from ..timing import against, in_turns, spread
+from ..timing import against, in_turns, peak_memory, spread
 
 # %% auto #0
 __all__ = ['write_test_shards', 'Ceiling', 'Reading', 'measure_reading', 'measure_memory', 'run_throughput', 'draw_throughput']
@@ -124,15 +124,12 @@ def measure_reading(pattern: str | Path, workers: tuple[int, ...] = (1, 2), roun
 # %% ../../nbs/05e_throughput.ipynb #254a7293
 def _read_and_tell(pattern: str, shards: int) -> None:
     "Read that many shards, decoding all pictures, and print samples and the process's highest memory in MB."
-    import resource
-
     from artgpt4.data.stream import Resize, ShardStream
 
     stream = ShardStream(pattern, Resize(), rank=0, world=1)
     stream.shards, stream.counts = stream.shards[:shards], stream.counts[:shards]
     samples = sum(1 for _ in stream)
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kibibytes elsewhere
-    print(json.dumps(dict(shards=shards, samples=samples, peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit // 10**6)))
+    print(json.dumps(dict(shards=shards, samples=samples, peak_mb=peak_memory() // 10**6)))
 
 
 def measure_memory(pattern: str | Path, shards: tuple[int, ...] = (1, 10, 100)) -> list[dict]:
