@@ -11,17 +11,19 @@ import struct
 import subprocess
 import threading
 import time
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from artgpt4.data import public
 from artgpt4.data.laion import (
     filter_metadata, img2dataset_command, img2dataset_environment, kind_of_loss, link_report, run_img2dataset)
 from artgpt4.data.shards import read_shards
 from artgpt4.data.stream import ShardStream
-from artgpt4.profile import InputError
+from artgpt4.profile import InputError, Source, load_profile
 
 
 def picture(size=(300, 200), format="JPEG") -> bytes:
@@ -194,6 +196,20 @@ def test_a_failing_img2dataset_is_one_line(downloaded, tmp_path):
         with pytest.raises(InputError, match=f"{what}.*img2dataset.log.*run it again"):
             run_img2dataset(folder / "metadata", tmp_path / "out", tmp_path)
     assert "shard 0 failed" in (tmp_path / "out/img2dataset.log").read_text()
+
+
+def test_the_pipeline_fetches_what_its_profile_names(environment, web, tmp_path, monkeypatch):
+    table = tmp_path / "data/sources/laion/part-00000.snappy.parquet"
+    write_parquet(environment, table, [row(f"{web}/{name}") for name in (*GOOD, "404.jpg")])
+    smoke = load_profile("smoke")
+    profile = replace(smoke, sources=dict(laion=Source("data/sources/laion", "", "")), corpora=replace(smoke.corpora, shard_size=2))
+    (tmp_path / "params.yaml").touch()
+    monkeypatch.chdir(tmp_path)  # the root of a repository
+    monkeypatch.setattr(public, "img2dataset_environment", lambda: environment)
+    shards, links = public.own_shards(profile)
+    assert (links["shards"], links["lived"], links["lost"]) == (3, 4, {"HTTP 404": 1})
+    public.lay_out_shards(shards, tmp_path / "out", validation=1)
+    assert len(list(read_shards(tmp_path / "out/*/*.tar"))) == 4
 
 
 def test_bad_metadata_is_named(environment, tmp_path):
