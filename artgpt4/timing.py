@@ -7,15 +7,17 @@ Docs: https://artgpt4.github.io/artgpt4/timing.html.md"""
 # %% ../nbs/01b_timing.ipynb #e129a4c6
 from __future__ import annotations
 
+import re
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from tqdm import tqdm
 
 # %% auto #0
-__all__ = ['in_turns', 'spread', 'against']
+__all__ = ['in_turns', 'spread', 'against', 'peak_memory']
 
 # %% ../nbs/01b_timing.ipynb #b15396b6
 def _now() -> float:
@@ -47,3 +49,13 @@ def spread(values: list[float]) -> dict[str, float]:
 def against(seconds: dict[object, list[float]], name: object, base: object) -> dict[str, float]:
     "How many times as long `name` takes as `base`, round by round."
     return spread([a / b for a, b in zip(seconds[name], seconds[base], strict=True)])
+
+# %% ../nbs/01b_timing.ipynb #82a24c58
+def peak_memory() -> int:
+    "The most bytes that this process has held at once; where there is no Linux, of its parent if that held more."
+    status = Path("/proc/self/status")
+    if status.exists():
+        return int(re.search(r"VmHWM:\s*(\d+)", status.read_text())[1]) * 1024
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

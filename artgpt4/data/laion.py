@@ -21,6 +21,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from .download import offline
 from ..files import fingerprint, locked, read_json, write_json, write_text
 from ..profile import InputError, find_root
 
@@ -55,6 +56,8 @@ QUIET = {"NO_ALBUMENTATIONS_UPDATE": "1", "WANDB_MODE": "disabled"}
 
 def _install(folder: Path) -> None:
     "Make the environment with uv where it is at hand, else with pip."
+    if offline():
+        raise InputError(f"{folder}: img2dataset is not installed, and ARTGPT4_OFFLINE is set; unset it once")
     shutil.rmtree(folder, ignore_errors=True)
     uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
     python = str(folder / "bin/python")
@@ -206,6 +209,9 @@ def run_img2dataset(metadata: str | Path, folder: str | Path, environment: Path,
         size = options.get("samples_per_shard", 10_000)
         shards = sum(-(-rows // size) for rows in filtered["files"])
         options.setdefault("columns", tuple(filtered["columns"][2:]))
+        missing = shards - len(list(folder.glob("*_stats.json")))
+        if missing and offline():
+            raise InputError(f"{folder}: {missing} of {shards} shards missing, and ARTGPT4_OFFLINE is set; unset it to fetch them")
         status = _watch(img2dataset_command(metadata, folder, environment, **options), folder, shards)
     if (missing := shards - len(list(folder.glob("*_stats.json")))) or status:
         what = f"exit status {status}, {missing} of {shards} shards missing"
@@ -247,16 +253,18 @@ def link_report(folder: str | Path) -> dict:
 
 # %% ../../nbs/05b_laion.ipynb #5f73d1a1
 def draw_links(report: dict):
-    "One bar: the links that lived, and the others by what became of them."
+    "A bar for the links that lived, and one for each thing that became of the others; in percent of all links."
     import matplotlib.pyplot as plt
 
-    fig, ax = plt.subplots(figsize=(8, 1.6))
-    parts, left = {"lived": report["lived"], **report["lost"]}, 0
-    for i, (name, count) in enumerate(parts.items()):
-        color = "C0" if i == 0 else str(0.35 + 0.5 * i / len(parts))
-        ax.barh(0, count, left=left, color=color, edgecolor="white", label=f"{name}, {count / report['links']:.0%}")
-        left += count
-    ax.set(xlim=(0, report["links"]), yticks=[], xlabel=f"{report['links']:,} links in {report['shards']:,} shards")
-    ax.spines[["top", "right", "left"]].set_visible(False)
-    ax.legend(ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1), frameon=False, fontsize=8)
+    parts = {"lived": report["lived"], **report["lost"]}
+    shares = [100 * count / max(report["links"], 1) for count in parts.values()]
+    fig, ax = plt.subplots(figsize=(6, 0.7 + 0.27 * len(parts)), layout="constrained")
+    ax.barh(list(parts), shares, color=["#029e73"] + ["#d55e00"] * (len(parts) - 1), height=0.72)
+    for y, (share, count) in enumerate(zip(shares, parts.values())):
+        ax.text(share + 1, y, f"{share:.1f} %  ({count:,})", va="center", fontsize=9)
+    ax.set(xlim=(0, 120), xticks=[])
+    ax.set_title(f"{report['links']:,} links in {report['shards']:,} shards", fontsize=11, loc="left")
+    ax.invert_yaxis()
+    ax.spines[["top", "right", "bottom"]].set_visible(False)
+    ax.tick_params(axis="y", length=0)
     return fig

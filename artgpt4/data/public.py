@@ -7,12 +7,14 @@ Docs: https://artgpt4.github.io/artgpt4/public.html.md"""
 # %% ../../nbs/05c_public.ipynb #837c7ef7
 from __future__ import annotations
 
+import errno
 import hashlib
-import math
 import os
 import shutil
 from collections.abc import Iterable
 from pathlib import Path, PurePosixPath
+
+from tqdm import tqdm
 
 from .archives import extract
 from .artemis import read_artemis
@@ -21,15 +23,15 @@ from .download import RemoteFile, fetch
 from .emotions import votes
 from .laion import filter_metadata, img2dataset_environment, link_report, run_img2dataset
 from .records import Record, Records
-from .shards import read_shards
+from .shards import index_shard, read_shards
 from .splits import prepare_artemis
-from ..files import write_json, write_jsonl
+from ..files import write_json, write_jsonl, write_text
 from ..profile import InputError, Profile, find_root
 
 # %% auto #0
-__all__ = ['ASK', 'ARCHIVES', 'SHARDS', 'VALIDATION_SHARE', 'PREPARED', 'own_copy', 'unpacked', 'place', 'drawn', 'own_shards',
-           'lay_out_shards', 'write_alignment', 'lay_out_alignment', 'lay_out_artworks', 'lay_out_artemis',
-           'lay_out_public']
+__all__ = ['ASK', 'ARCHIVES', 'UNLINKABLE', 'SHARDS', 'VALIDATION_SHARE', 'PREPARED', 'named_source', 'own_copy', 'unpacked',
+           'place', 'drawn', 'own_shards', 'lay_out_shards', 'write_alignment', 'lay_out_alignment', 'lay_out_artworks',
+           'artemis_table', 'lay_out_artemis', 'lay_out_public']
 
 # %% ../../nbs/05c_public.ipynb #919ee893
 ASK = {
@@ -41,39 +43,58 @@ ASK = {
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz")
 
 
-def own_copy(profile: Profile, name: str) -> Path:
-    "The file or folder of a source: the reader's own, or what its address holds, fetched; archives are unpacked."
+def named_source(profile: Profile, name: str) -> Path | None:
+    "The reader's own copy of a source; None where the profile names an address instead. An `InputError` if there is neither."
     where, hint = f"profiles/{profile.name}.yaml.sources.{name}", ASK[name]
     if name not in profile.sources:
         raise InputError(f"{where}: missing; {hint}")
-    source, kept = profile.sources[name], profile.data / "downloads" / name
-    if source.path:
-        found = find_root() / source.path
-        if not found.exists():
-            raise InputError(f"{source.path}: no such file or folder ({where}.path); {hint}")
-    elif source.url:
+    source = profile.sources[name]
+    if not (source.path or source.url):
+        raise InputError(f"{where}: neither a path nor a url; {hint}")
+    if not source.path:
+        return None
+    found = find_root() / Path(source.path).expanduser()
+    if not found.exists():
+        raise InputError(f"{source.path}: no such file or folder ({where}.path); {hint}")
+    return found
+
+# %% ../../nbs/05c_public.ipynb #b0c1d2e3
+def own_copy(profile: Profile, name: str) -> Path:
+    "The file or folder of a source: the reader's own, or what its address holds, fetched; archives are unpacked."
+    found, kept = named_source(profile, name), profile.data / "downloads" / name
+    if found is None:
+        source = profile.sources[name]
         file = RemoteFile(PurePosixPath(source.url.partition("?")[0]).name, source.url, source.sha256 or None)
         found = fetch([file], kept) / file.path
-    else:
-        raise InputError(f"{where}: neither a path nor a url; {hint}")
-    return unpacked(found, kept / "unpacked") if found.name.endswith(ARCHIVES) else found
+    return unpacked(found, kept / "unpacked") if found.is_file() and found.name.endswith(ARCHIVES) else found
 
 
 def unpacked(archive: Path, folder: Path) -> Path:
     "What is in an archive, unpacked once: `folder`, or the one folder in it that holds everything."
-    if not folder.is_dir():
+    mark, found = folder.with_name(f"{folder.name}.txt"), archive.stat()
+    made_of = f"{archive.name} {found.st_size} {found.st_mtime_ns}"
+    if not folder.is_dir() or not mark.is_file() or mark.read_text(encoding="utf-8") != made_of:
+        shutil.rmtree(folder, ignore_errors=True)
         extract(archive, folder)
-    inside = list(folder.iterdir())
+        write_text(mark, made_of)
+    inside = [p for p in folder.iterdir() if p.name != "__MACOSX"]  # what a Mac adds to a zip
     whole = len(inside) == 1 and inside[0].is_dir() and any(p.is_dir() for p in inside[0].iterdir())
     return inside[0] if whole else folder
 
 # %% ../../nbs/05c_public.ipynb #9e80d541
+# another disk; a file system without links, or one that forbids them; too many links already
+UNLINKABLE = (errno.EXDEV, errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EOPNOTSUPP, errno.EMLINK)
+
+
 def place(file: Path, target: Path) -> None:
     "`file` under another name: a hard link where the file system has them, a copy where it has not."
     target.parent.mkdir(parents=True, exist_ok=True)
+    file = file.resolve()
     try:
         os.link(file, target)
-    except OSError:  # another disk, or a file system without links
+    except OSError as e:
+        if e.errno not in UNLINKABLE:
+            raise
         shutil.copy2(file, target)
 
 
@@ -97,12 +118,16 @@ def own_shards(profile: Profile) -> tuple[Path, dict | None]:
 
 
 def lay_out_shards(source: Path, folder: Path, validation: int) -> None:
-    "Link the tars of `source` below `folder`: the last `validation` of them to `validation/`, the others to `train/`."
-    shards = sorted(source.glob("*.tar"))
-    cut = len(shards) - validation
-    if cut < 1:
-        raise InputError(f"{source}: {len(shards)} shards, too few for {validation} of validation and one of training; add some")
-    for number, path in enumerate(shards):
+    "Link the tars of `source` below `folder`: the last ones, of `validation` pairs or more, to `validation/`, others to `train/`."
+    shards, pairs = sorted(source.glob("*.tar")), 0
+    cut = len(shards)
+    while cut and pairs < validation:
+        cut -= 1
+        pairs += len(index_shard(shards[cut]))
+    if cut < 1 or pairs < validation:
+        what = f"{pairs} pairs in {len(shards)} shards"
+        raise InputError(f"{source}: {what}, too few for {validation} of validation and a shard of training; add some")
+    for number, path in enumerate(tqdm(shards, "shards", disable=None)):
         for file in (path, path.with_name(f"{path.stem}_stats.json")):
             if file.is_file():
                 place(file, folder / ("train" if number < cut else "validation") / file.name)
@@ -128,11 +153,15 @@ def lay_out_alignment(source: Path, folder: Path, seed: int) -> Records:
     if not tables:
         raise InputError(f"{source}: no filter_cap.json in it; {ASK['alignment']}")
     reader = read_alignment(tables[0].parent)
-    records = {r.key: r for r in reader}
+    records = {}
+    for record in reader:
+        records.setdefault(record.key, []).append(record)
+    if not records:
+        raise InputError(f"{tables[0]}: no pair that can be used ({reader.report}); {ASK['alignment']}")
     keys = drawn(records, seed)
     cut = max(1, round(VALIDATION_SHARE * len(keys)))
     for split, chosen in (("validation", keys[:cut]), ("train", keys[cut:])):
-        write_alignment((records[k] for k in sorted(chosen)), folder / split)
+        write_alignment((r for k in sorted(chosen) for r in records[k]), folder / split)
     return reader
 
 # %% ../../nbs/05c_public.ipynb #e8e46d70
@@ -143,20 +172,33 @@ def lay_out_artworks(table: Path, pictures: Path, folder: Path, split: str) -> R
     "Pictures, votes and (for what is scored) references of one split's `table`; the reader, with its report."
     reader = read_artemis(table, images=pictures)
     felt, references = {}, []
-    for record in reader:
+    for record in tqdm(reader, f"annotations, {split}", disable=None):
         if record.key not in felt:
             felt[record.key] = (f"{len(felt):05d}", record.image, [])
         number, _, emotions = felt[record.key]
         emotions.append(record.emotion)
         if split in ("test", "heldout"):
             references.append(Record(number, record.text, record.image))
-    for key, (_, image, _) in felt.items():
+    if reader.report.dropped and not felt:
+        raise InputError(f"{pictures}: holds no picture of {table.name} ({reader.report}); {ASK['wikiart']}")
+    for key, (_, image, _) in tqdm(felt.items(), f"artworks, {split}", disable=None):
         place(image, folder / f"artemis/{split}/{key}{image.suffix}")
     write_jsonl(folder / f"truth/{split}.jsonl", [dict(id=number, painting=key, votes=votes(emotions))
                                                   for key, (number, _, emotions) in felt.items()])
     if references:
         write_alignment(references, folder / "alignment" / split)
     return reader
+
+# %% ../../nbs/05c_public.ipynb #e8e46d71
+def artemis_table(found: Path) -> Path:
+    "The table itself, or the only `artemis*.csv` in a folder or below it."
+    if found.is_file():
+        return found
+    tables = sorted(found.rglob("artemis*.csv"))
+    if len(tables) != 1:
+        names = ", ".join(table.name for table in tables) or "none"
+        raise InputError(f"{found}: one table named artemis*.csv should be here ({names}); name the file itself in the profile")
+    return tables[0]
 
 
 def lay_out_artemis(table: Path, pictures: Path, folder: Path, work: Path) -> tuple[dict, dict[str, Records]]:
@@ -171,7 +213,7 @@ def lay_out_artemis(table: Path, pictures: Path, folder: Path, work: Path) -> tu
 def _report(records: Records, read: bool = False) -> dict:
     "What a reader kept, dropped and noted; `read` walks it first."
     if read:
-        for _ in records:
+        for _ in tqdm(records, "pairs", disable=None):
             pass
     report = records.report
     return dict(kept=report.kept, dropped=dict(report.dropped), noted=dict(report.noted),
@@ -181,10 +223,12 @@ def _report(records: Records, read: bool = False) -> dict:
 def lay_out_public(profile: Profile, folder: Path) -> dict:
     "Fetch and lay out the public corpora of `profile` below `folder`; the summary of what was read."
     kept, dials = profile.data / "downloads", profile.corpora
-    table, pictures = own_copy(profile, "artemis"), own_copy(profile, "wikiart")  # what can be missing is asked for first
+    for name in sorted(ASK):  # what is missing is said before anything is fetched
+        named_source(profile, name)
+    table, pictures = artemis_table(own_copy(profile, "artemis")), own_copy(profile, "wikiart")
     alignment, (shards, links) = own_copy(profile, "alignment"), own_shards(profile)
     shutil.rmtree(folder, ignore_errors=True)
-    lay_out_shards(shards, folder / "shards", math.ceil(dials.validation / dials.shard_size))
+    lay_out_shards(shards, folder / "shards", dials.validation)
     read = {f"shards/{s}": _report(read_shards(folder / f"shards/{s}/*.tar"), True) for s in ("train", "validation")}
     read["alignment"] = _report(lay_out_alignment(alignment, folder / "alignment", profile.seed))
     counted, readers = lay_out_artemis(table, pictures, folder, kept / "artemis")

@@ -14,7 +14,6 @@ import json
 import math
 import random
 import re
-import resource
 import subprocess
 import sys
 import time
@@ -31,6 +30,7 @@ from .records import Records
 from .wikiart import fold_name, repair_name
 from ..files import replacing, write_csv, write_json, write_text
 from ..profile import InputError
+from ..timing import peak_memory
 
 # %% auto #0
 __all__ = ['SEED', 'MOST_ANNOTATORS', 'TOKENS', 'LEAST', 'SPLITS', 'PUBLISHED', 'split_as_published', 'split_by_name', 'tokenise',
@@ -212,13 +212,10 @@ def _timed(table: str, folder: str) -> dict:
     summary = prepare_artemis(table, folder)
     worked = round(time.process_time() - worked, 2)  # without what other processes on a busy machine took
     marks.append(time.perf_counter())
-    status = Path("/proc/self/status")  # Linux; elsewhere getrusage, which a large parent may have raised
-    peak = (int(re.search(r"VmHWM:\s*(\d+)", status.read_text())[1]) * 1024 if status.exists()
-            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     csv_s, read_s, prepare_s = np.diff(marks).round(2).tolist()
     assert plain == kept == summary["rows"], (plain, kept, summary["rows"])
     return dict(rows=kept, csv_seconds=csv_s, read_seconds=read_s, prepare_seconds=prepare_s,
-                prepare_cpu_seconds=worked, read_over_csv=round(read_s / csv_s, 2) if csv_s else None, peak_mb=round(peak / 1e6))
+                prepare_cpu_seconds=worked, read_over_csv=round(read_s / csv_s, 2) if csv_s else None, peak_mb=round(peak_memory() / 1e6))
 
 
 def time_artemis(rows: int, folder: str | Path) -> dict:

@@ -22,9 +22,10 @@ import numpy as np
 from PIL import Image
 
 from .shards import index_shard, shard_paths
+from .splits import time_artemis
 from ..files import recorded, replacing, write_json
 from ..profile import InputError, Profile, find_root
-from ..timing import against, in_turns, spread
+from ..timing import against, in_turns, peak_memory, spread
 
 # %% auto #0
 __all__ = ['write_test_shards', 'Ceiling', 'Reading', 'measure_reading', 'measure_memory', 'run_throughput', 'draw_throughput']
@@ -123,15 +124,12 @@ def measure_reading(pattern: str | Path, workers: tuple[int, ...] = (1, 2), roun
 # %% ../../nbs/05e_throughput.ipynb #254a7293
 def _read_and_tell(pattern: str, shards: int) -> None:
     "Read that many shards, decoding all pictures, and print samples and the process's highest memory in MB."
-    import resource
-
     from artgpt4.data.stream import Resize, ShardStream
 
     stream = ShardStream(pattern, Resize(), rank=0, world=1)
     stream.shards, stream.counts = stream.shards[:shards], stream.counts[:shards]
     samples = sum(1 for _ in stream)
-    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kibibytes elsewhere
-    print(json.dumps(dict(shards=shards, samples=samples, peak_mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit // 10**6)))
+    print(json.dumps(dict(shards=shards, samples=samples, peak_mb=peak_memory() // 10**6)))
 
 
 def measure_memory(pattern: str | Path, shards: tuple[int, ...] = (1, 10, 100)) -> list[dict]:
@@ -148,17 +146,14 @@ def measure_memory(pattern: str | Path, shards: tuple[int, ...] = (1, 10, 100)) 
 # %% ../../nbs/05e_throughput.ipynb #eb85e7a0
 def run_throughput(profile: Profile | None = None, out: Path | None = None, *, shards: int = 100, samples: int = 100,
                    read: int = 24, rounds: int = 5, workers: tuple[int, ...] = (1, 2), rows: int = 1_000_000) -> dict:
-    "Measure reading (of the first `read` shards), memory (over all) and, where it is there, ArtEmis; kept as a file."
-    from artgpt4.data import artemis
-
+    "Measure reading (of the first `read` shards), memory (over all), and ArtEmis read and split (`rows` of them); kept as a file."
     out = Path(out or find_root() / "results/studies/throughput.json")
     with recorded(out), tempfile.TemporaryDirectory() as folder:
         pattern = write_test_shards(Path(folder), shards, samples)
         result = dict(cores=os.cpu_count(), picture=[341, 256], scaled_to=224,
                       reading=measure_reading(f"{folder}/{{00000..{read - 1:05}}}.tar", workers, rounds),
-                      memory=measure_memory(pattern, tuple(n for n in (1, 10, 100) if n <= shards)))
-        if hasattr(artemis, "time_artemis"):
-            result["artemis"] = artemis.time_artemis(rows, Path(folder))
+                      memory=measure_memory(pattern, tuple(n for n in (1, 10, 100) if n <= shards)),
+                      artemis=time_artemis(rows, folder))
         write_json(out, result)
     return result
 
