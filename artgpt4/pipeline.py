@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .answers import caption, describe, shuffled
 from .data.corpora import read_alignment, read_artemis
-from .data.public import lay_out_public
+from .data.public import ASK, lay_out_public, named_source
 from .evaluation.benchmark import fetch_released, write_questions
 from .evaluation.scores import reference_points, score_answers
 from .features import load_features
@@ -46,6 +46,8 @@ def run_corpora(profile: Profile) -> None:
         if profile.corpora.source == "paint":
             write_json(summary, paint_corpora(profile, folder))
         elif profile.corpora.source == "download":
+            for name in ASK:  # what only a person can bring is asked for before anything is fetched
+                named_source(profile, name)
             released = fetch_released(profile.data / "downloads/released")
             found = lay_out_public(profile, folder)
             write_json(summary, dict(found, questions=write_questions(released, folder / "benchmark")))
