@@ -7,6 +7,7 @@ Docs: https://artgpt4.github.io/artgpt4/stream.html.md"""
 # %% ../../nbs/04a_stream.ipynb #3279a709
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
@@ -29,7 +30,7 @@ from ..files import read_json, write_json
 from ..profile import InputError
 
 # %% auto #0
-__all__ = ['stretch', 'shuffled', 'merge_reports', 'ShardStream', 'Resize']
+__all__ = ['stretch', 'shuffled', 'merge_reports', 'ShardStream', 'Resize', 'stack']
 
 # %% ../../nbs/04a_stream.ipynb #8060c7ea
 def stretch(total: int, piece: int, pieces: int, even: bool = False) -> range:
@@ -93,7 +94,8 @@ def _row(stream: ShardStream, share: range) -> Iterator[Sample]:
     for i in np.random.default_rng([stream.seed, stream.epoch]).permutation(len(stream.shards)):
         first, last = max(share.start - place, 0), min(share.stop - place, stream.counts[i])
         if first < last:
-            yield from index_shard(stream.shards[i])[first:last]
+            for key, members in json.loads(stream.index[i])[first:last]:
+                yield Sample(stream.shards[i], key, members)
         place += stream.counts[i]
 
 
@@ -164,16 +166,18 @@ def _process(rank: int | None, world: int | None) -> tuple[int, int]:
     return rank, world
 
 
-def _counts(shards: list[Path], resampled: bool, damage: Report) -> list[int]:
-    "How many samples each shard has; with replacement it is enough to know that one of them has any."
-    counts = []
+def _indexed(shards: list[Path], resampled: bool, damage: Report) -> tuple[list[int], list[bytes]]:
+    "How many samples each shard has, and where they lie, as JSON; with replacement it is enough that one of them has any."
+    counts, index = [], []
     for shard in tqdm(shards, "index", leave=False, disable=None):
-        counts.append(len(index_shard(shard, damage)))
+        samples = index_shard(shard, damage)
+        counts.append(len(samples))
+        index.append(json.dumps([(s.key, s.members) for s in samples], separators=(",", ":")).encode())
         if resampled and counts[-1]:
             break
     if not sum(counts):
         raise InputError(f"{shards[0]}: no sample in {len(counts)} shards ({damage}); download them again")
-    return counts
+    return counts, index
 
 # %% ../../nbs/04a_stream.ipynb #c5f9f8ed
 class _Walked(IterableDataset):
@@ -223,7 +227,7 @@ class ShardStream(_Walked):
         self.shards, self.transform, self.seed, self.shuffle = shard_paths(pattern), transform, seed, shuffle
         self.resampled, self.even, self.max_unsafe = resampled, even and not resampled, max_unsafe
         self.rank, self.world = _process(rank, world)
-        self.counts = _counts(self.shards, resampled, self.damage)
+        self.counts, self.index = _indexed(self.shards, resampled, self.damage)
 
     def steps(self, batch_size: int, workers: int) -> int:
         "Batches that this process takes of an epoch, if nothing is dropped; the same on all processes if `even`."
@@ -243,4 +247,10 @@ class Resize:
 
     def __call__(self, image: Image.Image, record: Record) -> dict:
         square = image.resize((self.size, self.size), Image.Resampling.BICUBIC)
-        return dict(key=record.key, text=record.text, pixels=torch.from_numpy(np.array(square)))
+        return dict(key=record.key, text=record.text, pixels=np.asarray(square))
+
+
+def stack(items: list[dict]) -> dict:
+    "A batch: arrays stacked into one tensor, everything else in lists. As a `collate_fn` it is faster than PyTorch's own."
+    return {name: torch.from_numpy(np.stack([item[name] for item in items])) if isinstance(value, np.ndarray)
+            else [item[name] for item in items] for name, value in items[0].items()}

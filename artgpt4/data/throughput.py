@@ -96,10 +96,10 @@ class Reading:
     def __init__(self, pattern: str | Path, workers: int, batch_size: int, size: int = 224):
         from torch.utils.data import DataLoader
 
-        from artgpt4.data.stream import Resize, ShardStream
+        from artgpt4.data.stream import Resize, ShardStream, stack
 
         self.stream = ShardStream(pattern, Resize(size), rank=0, world=1)
-        self.loader = DataLoader(self.stream, batch_size, num_workers=workers, persistent_workers=workers > 0)
+        self.loader = DataLoader(self.stream, batch_size, num_workers=workers, persistent_workers=workers > 0, collate_fn=stack)
 
     def __call__(self) -> int:
         self.stream.set_epoch(self.stream.epoch + 1)
@@ -145,15 +145,15 @@ def measure_memory(pattern: str | Path, shards: tuple[int, ...] = (1, 10, 100)) 
 
 # %% ../../nbs/05e_throughput.ipynb #eb85e7a0
 def run_throughput(profile: Profile | None = None, out: Path | None = None, *, shards: int = 100, samples: int = 100,
-                   read: int = 24, rounds: int = 5, workers: tuple[int, ...] = (1, 2), rows: int = 1_000_000) -> dict:
-    "Measure reading (of the first `read` shards), memory (over all), and ArtEmis read and split (`rows` of them); kept as a file."
+                   read: int = 24, rounds: int = 5, workers: tuple[int, ...] = (1, 2), rows: tuple[int, ...] = (454_684, 1_000_000)) -> dict:
+    "Measure reading (of the first `read` shards), memory (over all), and ArtEmis read and split (so many `rows`); kept as a file."
     out = Path(out or find_root() / "results/studies/throughput.json")
     with recorded(out), tempfile.TemporaryDirectory() as folder:
         pattern = write_test_shards(Path(folder), shards, samples)
         result = dict(cores=os.cpu_count(), picture=[341, 256], scaled_to=224,
                       reading=measure_reading(f"{folder}/{{00000..{read - 1:05}}}.tar", workers, rounds),
                       memory=measure_memory(pattern, tuple(n for n in (1, 10, 100) if n <= shards)),
-                      artemis=time_artemis(rows, folder))
+                      artemis=[time_artemis(n, folder) for n in rows])
         write_json(out, result)
     return result
 
