@@ -54,7 +54,7 @@ def run_corpora(profile: Profile) -> None:
         else:
             raise InputError(f"profiles/{profile.name}.yaml.corpora.source: {profile.corpora.source!r}; write paint or download")
 
-
+# %% ../nbs/25b_pipeline.ipynb #b7d2e5f1
 def run_foundation(profile: Profile) -> None:
     "Train the frozen parts; what they learned in `foundation.json`."
     _painted(profile, "foundation", "train")
