@@ -64,16 +64,18 @@ def write_csv(path: str | Path, rows: list[dict]) -> None:
         writer.writerows(rows)
 
 # %% ../nbs/01_files.ipynb #82ffe093
-def _existing(path: str | Path, makes: str) -> Path:
-    path = Path(path)
-    if not path.is_file():
+def _text(path: str | Path, makes: str) -> str:
+    if not Path(path).is_file():
         raise InputError(f"{path}: no such file; {makes}")
-    return path
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as e:
+        raise InputError(f"{path}: not UTF-8; delete it and make it again") from e
 
 
 def read_json(path: str | Path, makes: str = "run the stage that makes it (`dvc repro`)"):
     "The JSON in `path`; `makes` tells the reader how a missing file comes into being."
-    text = _existing(path, makes).read_text(encoding="utf-8")
+    text = _text(path, makes)
     try:
         return json.loads(text)
     except ValueError as e:
@@ -83,7 +85,7 @@ def read_json(path: str | Path, makes: str = "run the stage that makes it (`dvc 
 def read_jsonl(path: str | Path, makes: str = "run the stage that makes it (`dvc repro`)") -> list[dict]:
     "The rows of a JSON Lines file."
     rows = []
-    for number, line in enumerate(_existing(path, makes).read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(_text(path, makes).splitlines(), 1):
         try:
             rows.append(json.loads(line))
         except ValueError as e:

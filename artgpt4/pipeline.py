@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .answers import caption, describe, shuffled
 from .data.corpora import read_alignment, read_artemis
-from .data.public import ASK, lay_out_public, named_source
+from .data.public import check_sources, lay_out_public
 from .evaluation.benchmark import fetch_released, write_questions
 from .evaluation.scores import reference_points, score_answers
 from .features import load_features
@@ -30,15 +30,6 @@ __all__ = ['TOLERANCE', 'UNTOUCHABLE', 'run_corpora', 'run_foundation', 'run_fea
            'answer_rows', 'run_answers', 'score_rows', 'run_scores', 'headline', 'compare', 'reaches', 'forbidden']
 
 # %% ../nbs/25b_pipeline.ipynb #23e836fe
-def _painted(profile: Profile, section: str, own: str) -> None:
-    "An `InputError` that says where the public data come from, unless the profile makes its own."
-    source = getattr(profile, section).source
-    if source != own:
-        raise InputError(
-            f"profiles/{profile.name}.yaml.{section}.source: {source!r} needs the public {section}, which have to be laid "
-            f"out by hand; put them where foundation/{profile.name} expects them, or write {own!r}")
-
-
 def run_corpora(profile: Profile) -> None:
     "Paint the four corpora, or fetch the public ones and lay them out alike; their summary in `corpora.json`."
     folder, summary = profile.data / "corpora", profile.results / "corpora.json"
@@ -46,8 +37,7 @@ def run_corpora(profile: Profile) -> None:
         if profile.corpora.source == "paint":
             write_json(summary, paint_corpora(profile, folder))
         elif profile.corpora.source == "download":
-            for name in ASK:  # what only a person can bring is asked for before anything is fetched
-                named_source(profile, name)
+            check_sources(profile)
             released = fetch_released(profile.data / "downloads/released")
             found = lay_out_public(profile, folder)
             write_json(summary, dict(found, questions=write_questions(released, folder / "benchmark")))
@@ -57,7 +47,10 @@ def run_corpora(profile: Profile) -> None:
 # %% ../nbs/25b_pipeline.ipynb #b7d2e5f1
 def run_foundation(profile: Profile) -> None:
     "Train the frozen parts; what they learned in `foundation.json`."
-    _painted(profile, "foundation", "train")
+    if profile.foundation.source != "train":
+        raise InputError(
+            f"profiles/{profile.name}.yaml.foundation.source: {profile.foundation.source!r} needs the public foundation, which "
+            f"have to be laid out by hand; put them where foundation/{profile.name} expects them, or write 'train'")
     folder, summary = profile.foundation_folder, profile.results / "foundation.json"
     kept = find_root() / "checkpoints" / profile.name
     mark = f"{profile.seed} {profile.foundation} {training_code()} {sha256(Path(__file__).parent / 'studio')}"

@@ -1,7 +1,5 @@
 """The pipeline as a whole: its graph, and a run of it in the smoke profile in a copy of the repository."""
 
-import os
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -12,7 +10,7 @@ from dvc.repo import Repo
 from artgpt4.files import read_json
 from artgpt4.pipeline import forbidden, reaches
 
-ROOT = Path(__file__).parent.parent
+from repository import ROOT, commit, copy_files
 
 
 def graph(root: Path) -> dict[str, dict]:
@@ -50,23 +48,10 @@ def test_the_foundation_depends_on_code_and_dials_alone():
 def copy(tmp_path_factory):
     "The repository's files in a folder of their own, set to the smoke profile, and a way to run a command there."
     folder = tmp_path_factory.mktemp("smoke") / "repo"
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, check=True)
-    for name in filter(None, listed.stdout.decode().split("\0")):
-        if (ROOT / name).is_file():
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
+    copy_files(folder)
     params = yaml.safe_load((folder / "params.yaml").read_text())
     (folder / "params.yaml").write_text(yaml.safe_dump({**params, "profile": "smoke"}))
-    env = {**os.environ, "PYTHONPATH": str(folder), "DVC_NO_ANALYTICS": "1", "HF_HUB_OFFLINE": "1"}
-    subprocess.run("git init -q . && git add -A && git -c user.name=a -c user.email=a@example.org commit -qm copy",
-                   shell=True, cwd=folder, env=env, check=True)
-
-    def run(command: str, code: int = 0) -> str:
-        out = subprocess.run(command.split(), cwd=folder, env=env, capture_output=True, text=True)
-        assert out.returncode == code, out.stdout[-3000:] + out.stderr[-3000:]
-        return out.stdout + out.stderr
-
-    run.folder = folder
+    run = commit(folder)
     run("dvc repro")
     return run
 

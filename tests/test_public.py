@@ -2,16 +2,11 @@
 pipeline's folders by `dvc repro corpora`; what follows runs on them unchanged, with tiny frozen parts."""
 
 import csv
-import functools
-import http.server
 import io
 import json
 import os
 import random
-import shutil
-import subprocess
 import tarfile
-import threading
 import zipfile
 from pathlib import Path
 
@@ -22,7 +17,9 @@ from PIL import Image, ImageDraw
 from artgpt4.data.corpora import read_alignment, read_artemis, read_questions, read_shards
 from artgpt4.files import read_json, read_jsonl, sha256
 
-ROOT = Path(__file__).parent.parent
+from mirror import Mirror
+from repository import commit, copy_files
+
 STYLES = ["Impressionism", "Cubism", "Ukiyo_e"]
 FELT = ["awe", "contentment", "sadness", "something else"]
 WORDS = "the quiet water under a pale sky reminds me of mornings at home and of people whom I have not seen for years".split()
@@ -81,51 +78,29 @@ def make_artemis(table: Path, pictures: Path, rng: random.Random, artworks: int 
                 rows.writerow([style, name, rng.choice(FELT), sentence(rng), people])
 
 
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *args):
-        pass
-
-
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
     "The repository's files with a profile whose sources are mirrors, and a way to run a command there."
-    folder, mirror, rng = tmp_path_factory.mktemp("public") / "repo", tmp_path_factory.mktemp("mirror"), random.Random(7)
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True, check=True)
-    for name in filter(None, listed.stdout.decode().split("\0")):
-        if (ROOT / name).is_file() and not name.startswith(("results/studio", "foundation/")):
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, folder / name)
-    make_alignment(mirror / "cc_sbu_align.zip", rng)
+    folder, zipped, rng = tmp_path_factory.mktemp("public") / "repo", tmp_path_factory.mktemp("mirror") / "align.zip", random.Random(7)
+    copy_files(folder, without=("results/studio", "foundation/"))
+    make_alignment(zipped, rng)
     make_laion(folder / "data/sources/laion", rng)
     make_artemis(folder / "data/sources/artemis.csv", folder / "data/sources/wikiart", rng)
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=mirror))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
     smoke = yaml.safe_load((folder / "profiles/smoke.yaml").read_text())
     smoke["corpora"] |= dict(source="download", validation=18, shard_size=25)
     source = dict(path="", url="", sha256="")
-    smoke["sources"] = dict(
-        laion=source | dict(path="data/sources/laion"), artemis=source | dict(path="data/sources/artemis.csv"),
-        wikiart=source | dict(path="data/sources/wikiart"),
-        alignment=source | dict(url=f"http://127.0.0.1:{server.server_port}/cc_sbu_align.zip",
-                                sha256=sha256(mirror / "cc_sbu_align.zip")))
-    (folder / "profiles/mirror.yaml").write_text(yaml.safe_dump(smoke))
-    (folder / "params.yaml").write_text(yaml.safe_dump(dict(profile="mirror", schemes=["artgpt4"])))
-    env = {**os.environ, "PYTHONPATH": str(folder), "DVC_NO_ANALYTICS": "1", "HF_HUB_OFFLINE": "1", "no_proxy": "127.0.0.1"}
-    env.pop("ARTGPT4_OFFLINE", None)
-    subprocess.run("git init -q . && git add -A && git -c user.name=a -c user.email=a@example.org commit -qm copy",
-                   shell=True, cwd=folder, env=env, check=True)
-
-    def run(command: str, code: int = 0) -> str:
-        out = subprocess.run(command.split(), cwd=folder, env=env, capture_output=True, text=True)
-        assert out.returncode == code, out.stdout[-3000:] + out.stderr[-3000:]
-        return out.stdout + out.stderr
-
-    run.folder, run.corpora = folder, folder / "data/mirror/corpora"
-    if os.environ.get("ARTGPT4_MIRROR"):
-        run("dvc repro corpora")
-    yield run
-    server.shutdown()
-    server.server_close()
+    with Mirror({"cc_sbu_align.zip": zipped.read_bytes()}) as mirror:
+        smoke["sources"] = dict(
+            laion=source | dict(path="data/sources/laion"), artemis=source | dict(path="data/sources/artemis.csv"),
+            wikiart=source | dict(path="data/sources/wikiart"),
+            alignment=source | dict(url=mirror.url("cc_sbu_align.zip"), sha256=sha256(zipped)))
+        (folder / "profiles/mirror.yaml").write_text(yaml.safe_dump(smoke))
+        (folder / "params.yaml").write_text(yaml.safe_dump(dict(profile="mirror", schemes=["artgpt4"])))
+        run = commit(folder)
+        run.corpora = folder / "data/mirror/corpora"
+        if os.environ.get("ARTGPT4_MIRROR"):
+            run("dvc repro corpora")
+        yield run
 
 
 @pytest.fixture

@@ -38,10 +38,7 @@ def _plain(name) -> bool:
 def _annotations(folder: Path) -> list:
     "The list in `filter_cap.json`."
     table = folder / "filter_cap.json"
-    try:
-        found = read_json(table, "run the stage that makes the corpora (`dvc repro corpora`)")
-    except UnicodeDecodeError as e:
-        raise InputError(f"{table}: not UTF-8; download it again") from e
+    found = read_json(table, "run the stage that makes the corpora (`dvc repro corpora`)")
     if not isinstance(found, dict) or not isinstance(found.get("annotations"), list):
         raise InputError(f"{table}: no list 'annotations'; it should hold {{annotations: [{{image_id, caption}}]}}")
     if not (folder / "image").is_dir():

@@ -29,9 +29,9 @@ from ..files import write_json, write_jsonl, write_text
 from ..profile import InputError, Profile, find_root
 
 # %% auto #0
-__all__ = ['ASK', 'ARCHIVES', 'UNLINKABLE', 'SHARDS', 'VALIDATION_SHARE', 'PREPARED', 'named_source', 'own_copy', 'unpacked',
-           'place', 'drawn', 'own_shards', 'lay_out_shards', 'write_alignment', 'lay_out_alignment', 'lay_out_artworks',
-           'artemis_table', 'lay_out_artemis', 'lay_out_public']
+__all__ = ['ASK', 'ARCHIVES', 'UNLINKABLE', 'SHARDS', 'VALIDATION_SHARE', 'PREPARED', 'named_source', 'check_sources', 'own_copy',
+           'unpacked', 'place', 'drawn', 'own_shards', 'lay_out_shards', 'write_alignment', 'lay_out_alignment',
+           'lay_out_artworks', 'artemis_table', 'lay_out_artemis', 'lay_out_public']
 
 # %% ../../nbs/05c_public.ipynb #919ee893
 ASK = {
@@ -59,6 +59,12 @@ def named_source(profile: Profile, name: str) -> Path | None:
     return found
 
 # %% ../../nbs/05c_public.ipynb #b0c1d2e3
+def check_sources(profile: Profile) -> None:
+    "An `InputError` for the first source that is missing, before anything is fetched."
+    for name in sorted(ASK):
+        named_source(profile, name)
+
+
 def own_copy(profile: Profile, name: str) -> Path:
     "The file or folder of a source: the reader's own, or what its address holds, fetched; archives are unpacked."
     found, kept = named_source(profile, name), profile.data / "downloads" / name
@@ -109,12 +115,12 @@ SHARDS = 302  # 00000 to 00301 (paper, section 4)
 def own_shards(profile: Profile) -> tuple[Path, dict | None]:
     "The folder of LAION's shards, made by img2dataset where there is only metadata; what became of the links, if told."
     source, kept, size = own_copy(profile, "laion"), profile.data / "downloads" / "laion", profile.corpora.shard_size
-    if not sorted(source.glob("*.tar")):
+    if not any(source.glob("*.tar")):
         environment = img2dataset_environment()
         filter_metadata(source, kept / "metadata", environment, limit=SHARDS * size)
         run_img2dataset(kept / "metadata", kept / "shards", environment, samples_per_shard=size)
         source = kept / "shards"
-    return source, link_report(source) if sorted(source.glob("*_stats.json")) else None
+    return source, link_report(source) if any(source.glob("*_stats.json")) else None
 
 
 def lay_out_shards(source: Path, folder: Path, validation: int) -> None:
@@ -221,10 +227,8 @@ def _report(records: Records, read: bool = False) -> dict:
 
 
 def lay_out_public(profile: Profile, folder: Path) -> dict:
-    "Fetch and lay out the public corpora of `profile` below `folder`; the summary of what was read."
+    "Fetch and lay out the public corpora of `profile` (see `check_sources`) below `folder`; the summary of what was read."
     kept, dials = profile.data / "downloads", profile.corpora
-    for name in sorted(ASK):  # what is missing is said before anything is fetched
-        named_source(profile, name)
     table, pictures = artemis_table(own_copy(profile, "artemis")), own_copy(profile, "wikiart")
     alignment, (shards, links) = own_copy(profile, "alignment"), own_shards(profile)
     shutil.rmtree(folder, ignore_errors=True)
