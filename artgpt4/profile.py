@@ -12,13 +12,13 @@ import difflib
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_type_hints
+from typing import Literal, get_type_hints
 
 import yaml
 
 # %% auto #0
-__all__ = ['InputError', 'find_root', 'Corpora', 'Source', 'Foundation', 'Rate', 'Stage', 'Train', 'Evaluate', 'Profile',
-           'load_profile']
+__all__ = ['InputError', 'find_root', 'Corpora', 'Source', 'Foundation', 'Encode', 'Rate', 'Stage', 'Train', 'Evaluate',
+           'Profile', 'load_profile']
 
 # %% ../nbs/00_profile.ipynb #f9641810
 class InputError(ValueError):
@@ -82,6 +82,15 @@ class Foundation:
 
 # %% ../nbs/00_profile.ipynb #958dce08
 @dataclass(frozen=True)
+class Encode:
+    "How what the frozen eyes see is kept."
+
+    crops: int  # random crops of each training picture, ; 0: the whole picture, once
+    dtype: Literal["fp32", "bf16"]  # of the numbers in the files
+    shard_size: int  # pictures in one file
+
+
+@dataclass(frozen=True)
 class Rate:
     "The three rates of the released schedule (paper, section 4; see the chapter on the schedule)."
 
@@ -108,7 +117,13 @@ class Train:
 
     weight_decay: float  # on matrices; vectors have none
     max_grad_norm: float  # 0: no clipping
-    mixed_precision: str  # fp32 | bf16 | fp16; the trained tensors are fp32 in all of them
+    recipe: Literal["repaired", "released"]  # see the chapter on recipes
+    mixed_precision: Literal["fp32", "bf16", "fp16"]  # of the computation; the trained tensors are fp32 in all of them
+    frozen: Literal["fp32", "bf16", "8bit", "4bit"]  # how the frozen language model is held
+    gradient_checkpointing: bool  # compute activations twice instead of keeping them
+    batching: Literal["padded", "bucketed", "packed"]  # how texts of unequal length share a batch
+    accumulate: int  # parts of a batch, one after another: less memory, the same gradient
+    save_every: int  # steps between checkpoints
     stage1: Stage
     stage2: Stage
 
@@ -133,6 +148,7 @@ class Profile:
     sources: dict[str, Source]  # of the public corpora, by name; none where everything is painted
     corpora: Corpora
     foundation: Foundation
+    encode: Encode
     train: Train
     evaluate: Evaluate
 
@@ -161,6 +177,10 @@ def _typed(value, kind, where: str):
         return {k: _typed(v, args[1], f"{where}.{k}") for k, v in value.items()}
     if origin is list and isinstance(value, list):
         return [_typed(v, args[0], f"{where}[{i}]") for i, v in enumerate(value)]
+    if origin is Literal:
+        if value in args:
+            return value
+        raise InputError(f"{where}: {value!r}; write one of {', '.join(args)}")
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if origin is None and type(value) is kind:
