@@ -27,7 +27,8 @@ from .corpora import Painting, paint_pixels, sample_paintings
 from .feelings import emotion_distribution
 from .plain import NOTED, note_values, plain_picture, plain_text
 from .words import speak
-from ..trainer import Checkpoint, fit
+from ..checkpoints import Checkpoint
+from ..trainer import fit
 from ..visual import VisualTokens, VisualTokensConfig
 
 # %% auto #0
