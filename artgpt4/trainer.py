@@ -15,17 +15,18 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import gather_object
 from torch import nn
 from tqdm.auto import tqdm
 
 from .checkpoints import Checkpoint, random_states, set_random_states
-from .profile import InputError
+from .profile import InputError, find_root
 from .recipes import CLIP, part_of, swap_adapters
 from .watching import Watch, diagnosis
 
 # %% auto #0
-__all__ = ['make_optimizer', 'Run', 'begin', 'backward', 'clip', 'step', 'state_of', 'restore', 'keep', 'flat', 'fit',
+__all__ = ['make_optimizer', 'Run', 'tracked', 'begin', 'backward', 'clip', 'step', 'state_of', 'restore', 'keep', 'flat', 'fit',
            'prove_training']
 
 # %% ../nbs/19_trainer.ipynb #b891d671
@@ -55,7 +56,15 @@ class Run:
     max_grad_norm: float  # 0: only measured
     clip_scaled: bool  # the released recipe in fp16
 
+# %% ../nbs/19_trainer.ipynb #0a0a2723
+def tracked(watch: Watch) -> dict:
+    "Accelerate's arguments for the watch's trackers; an `InputError` for one that is not installed."
+    for name in watch.trackers:
+        if isinstance(name, str) and name not in get_available_trackers():
+            raise InputError(f"train.trackers: {name}: no tracker of this name is installed; install it (`pip install {name}`)")
+    return dict(log_with=watch.trackers, project_dir=str(find_root() / "checkpoints/trackers")) if watch.trackers else {}
 
+# %% ../nbs/19_trainer.ipynb #e42a7cd5
 def begin(model: nn.Module, loss_of: Callable, lr: float, weight_decay: float, max_grad_norm: float, mixed_precision: str,
           recipe: str, watch: Watch) -> Run:
     "Build the optimizer, apply the recipe, and let Accelerate prepare both."
@@ -64,7 +73,7 @@ def begin(model: nn.Module, loss_of: Callable, lr: float, weight_decay: float, m
     if recipe == "released" and mixed_precision == "bf16":
         raise InputError("recipe released: was written for fp16; write fp16 or fp32, or recipe: repaired")
     AcceleratorState._reset_state()  # one process may train in one precision after another
-    accelerator = Accelerator(mixed_precision=mixed_precision, log_with=watch.trackers or None)
+    accelerator = Accelerator(mixed_precision=mixed_precision, **tracked(watch))
     optimizer = make_optimizer(model, lr, weight_decay)
     half = recipe == "released" and mixed_precision == "fp16"
     if half:
