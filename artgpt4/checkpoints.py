@@ -67,6 +67,14 @@ class CheckpointFiles:
         "Forget the run."
         self.drop(self.steps())
 
+    def whole(self, step: int) -> dict | None:
+        "The facts of a step whose files are what was written; None where they are not."
+        try:
+            facts = read_json(self.path(step, "json"))
+        except InputError:
+            return None
+        return facts if self.path(step).is_file() and sha256(self.path(step)) == facts["sha256"] else None
+
 # %% ../nbs/18b_checkpoints.ipynb #560eb39f
 class Checkpoint(CheckpointFiles):
     "The last checkpoints of a run in `folder`, valid for one `fingerprint`; the newest `keep` of them stay."
@@ -74,12 +82,7 @@ class Checkpoint(CheckpointFiles):
     def load(self) -> tuple[dict | None, list[dict]]:
         "State and log of the newest whole checkpoint; None and no rows where there is nothing to go on from."
         for step in reversed(self.steps()):
-            try:
-                facts = read_json(self.path(step, "json"))
-                whole = self.path(step).is_file() and sha256(self.path(step)) == facts["sha256"]
-            except InputError:
-                whole = False
-            if not whole:
+            if not (facts := self.whole(step)):
                 print(f"{self.path(step)}: damaged; going on from the checkpoint before it, or from the start")
                 self.drop([step])
             elif facts["fingerprint"] != self.fingerprint:

@@ -101,7 +101,7 @@ def backward(run: Run, parts: list[dict], where: str) -> float:
         total = float(run.accelerator.reduce(torch.tensor(total, device=run.accelerator.device)))
     return total
 
-
+# %% ../nbs/19_trainer.ipynb #cfc8e72b
 def clip(run: Run) -> tuple[float, dict[str, float]]:
     "Clip the gradients; their norm before that, in all and by part, to four digits; None where a scaled one overflowed."
     if run.clip_scaled:
