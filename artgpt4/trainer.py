@@ -59,8 +59,9 @@ class Run:
 # %% ../nbs/19_trainer.ipynb #0a0a2723
 def tracked(watch: Watch) -> dict:
     "Accelerate's arguments for the watch's trackers; an `InputError` for one that is not installed."
+    installed = {tracker.value for tracker in get_available_trackers()}
     for name in watch.trackers:
-        if isinstance(name, str) and name not in get_available_trackers():
+        if isinstance(name, str) and name not in installed:
             raise InputError(f"train.trackers: {name}: no tracker of this name is installed; install it (`pip install {name}`)")
     return dict(log_with=watch.trackers, project_dir=str(find_root() / "checkpoints/trackers")) if watch.trackers else {}
 
