@@ -90,13 +90,13 @@ def test_a_dial_turns_and_runs_only_what_it_touches(copy):
 
 @pytest.mark.parametrize("spoil, told", [
     ("data/smoke/corpora/alignment/train/filter_cap.json", "no such file"),
-    ("data/smoke/features/alignment/train.safetensors", "no such file; run `dvc repro features`"),
+    ("data/smoke/features/alignment/train/index.json", "no such file; run `dvc repro encode`"),
 ])
 def test_a_missing_file_is_named(copy, spoil, told):
     path = copy.folder / spoil
     aside = path.rename(path.with_suffix(".aside"))
     try:
-        out = copy("artgpt4 train artgpt4 1" if "shards" in spoil else "artgpt4 features alignment/train"
+        out = copy("artgpt4 train artgpt4 1" if "shards" in spoil else "artgpt4 encode alignment/train"
                    if "corpora" in spoil else "artgpt4 train artgpt4 2", code=2)
         assert path.name in out and told in out and "Traceback" not in out
     finally:
