@@ -7,6 +7,7 @@ Docs: https://artgpt4.github.io/artgpt4/features.html.md"""
 # %% ../nbs/16_features.ipynb #456a3c00
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,7 +26,7 @@ from .pixels import random_crop, to_pixel_values
 from .profile import InputError
 
 # %% auto #0
-__all__ = ['INDEX', 'content_of', 'number_rows', 'Catalogue', 'crop_rng', 'view', 'Features', 'Pictures', 'digest_of',
+__all__ = ['INDEX', 'content_of', 'number_rows', 'Catalogue', 'crop_rng', 'view', 'Features', 'Pictures', 'digest_of', 'written',
            'write_shard', 'read_shard', 'write_index', 'load_features']
 
 # %% ../nbs/16_features.ipynb #f2543880
@@ -146,14 +147,20 @@ def digest_of(values: torch.Tensor) -> str:
     return hashlib.sha256(values.contiguous().flatten().view(torch.uint8).numpy()).hexdigest()
 
 
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[None]:
+    "An `InputError` in place of what a full disk raises."
+    try:
+        yield
+    except (OSError, SafetensorError) as e:
+        raise InputError(f"{path}: cannot be written ({e}); free some disk and run again: finished shards are kept") from e
+
+
 def write_shard(path: Path, values: torch.Tensor, broken: list[str]) -> None:
     "Write `values` (pictures, views, queries, hidden), and the contents of the pictures that are `broken`."
     facts = json.dumps(dict(digest=digest_of(values), broken=broken))  # one entry: the order of several varies
-    try:
-        with replacing(path) as temporary:
-            save_file({"features": values.contiguous()}, temporary, metadata={"facts": facts})
-    except (OSError, SafetensorError) as e:
-        raise InputError(f"{path}: cannot be written ({e}); free some disk and run again: finished shards are kept") from e
+    with written(path), replacing(path) as temporary:
+        save_file({"features": values.contiguous()}, temporary, metadata={"facts": facts})
 
 
 def read_shard(path: Path) -> tuple[torch.Tensor, dict]:
@@ -170,7 +177,8 @@ def read_shard(path: Path) -> tuple[torch.Tensor, dict]:
 # %% ../nbs/16_features.ipynb #30a62aa6
 def write_index(folder: Path, made: dict, shards: dict[str, list[str]], keys: dict[str, str]) -> None:
     "What the folder was `made` by, which contents are the rows of each shard (file: contents), and the contents of the keys."
-    write_json(folder / INDEX, {**made, "shards": shards, "keys": keys})
+    with written(folder / INDEX):
+        write_json(folder / INDEX, {**made, "shards": shards, "keys": keys})
 
 
 def load_features(folder: str | Path, made: dict | None = None) -> Features:
