@@ -100,7 +100,7 @@ def run_foundation(profile: Profile) -> None:
 def run_encode(profile: Profile, split: str) -> None:
     "Look once at every picture of a split."
     kept = find_root() / "checkpoints" / profile.name / "encode" / split
-    with locked(kept):
+    with alone(kept):
         empty_if_old(features_path(profile, split), kept / "code")
         print(f"{split}: {encode_split(profile, split)}")
 
