@@ -45,7 +45,7 @@ def make_pairs(records: Records, features: Features, stage: int) -> Pairs:
         rows.append(features.rows[record.key])
         texts.append(text)
     if not texts:
-        raise InputError(f"stage {stage}: no pair with features; run `dvc repro features`")
+        raise InputError(f"stage {stage}: no pair with features; run `dvc repro encode`")
     return Pairs(features, np.array(rows), texts)
 
 # %% ../nbs/17_batches.ipynb #ae4499fe
@@ -57,8 +57,9 @@ def permute_pictures(pairs: Pairs, seed: int) -> Pairs:
     return Pairs(pairs.features, rows, pairs.texts)
 
 # %% ../nbs/17_batches.ipynb #fedb36af
-def collate(pairs: Pairs, chosen, processor, stage: int, max_target_tokens: int, instruction: str = DESCRIBE[0]) -> dict:
-    "The model's input for the `chosen` pairs: ids, mask and labels (batch, tokens), and the pictures' features."
+def collate(pairs: Pairs, chosen, processor, stage: int, max_target_tokens: int, instruction: str = DESCRIBE[0],
+            views=None) -> dict:
+    "The model's input for the `chosen` pairs: ids, mask and labels (batch, tokens), and the pictures in their `views`."
     prompt = IMAGE_PLACE if stage == 1 else STAGE2_PROMPT.format(instruction=instruction)
     end = STAGE1_END if stage == 1 else STAGE2_END
     coded = [processor.encode_pair(prompt, pairs.texts[i], end, max_target_tokens) for i in chosen]
@@ -68,7 +69,7 @@ def collate(pairs: Pairs, chosen, processor, stage: int, max_target_tokens: int,
         "input_ids": torch.tensor([ids + [pad] * (longest - len(ids)) for ids, _ in coded]),
         "attention_mask": torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids, _ in coded]),
         "labels": torch.tensor([labels + [-100] * (longest - len(labels)) for _, labels in coded]),
-        "qformer_features": pairs.features.values[pairs.rows[list(chosen)]],
+        **pairs.features.take(pairs.rows[list(chosen)], views),
     }
 
 # %% ../nbs/17_batches.ipynb #74a4274a
@@ -83,4 +84,6 @@ class Batches:
         rng = np.random.default_rng([self.seed, self.stage, step])
         chosen = rng.integers(len(self.pairs), size=self.batch_size)
         instruction = DESCRIBE[int(rng.integers(len(DESCRIBE)))]
-        return collate(self.pairs, chosen, self.processor, self.stage, self.max_target_tokens, instruction)
+        crops = self.pairs.features.crops
+        views = rng.integers(1, 1 + crops, size=self.batch_size) if crops else None
+        return collate(self.pairs, chosen, self.processor, self.stage, self.max_target_tokens, instruction, views)
