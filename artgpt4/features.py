@@ -39,6 +39,15 @@ class Features:
     def __contains__(self, key: str) -> bool:
         return key in self.rows
 
+    @property
+    def crops(self) -> int:
+        "Random crops of each picture; 0: whole pictures only."
+        return 0
+
+    def take(self, rows, views=None) -> dict:
+        "What the model reads of the pictures in `rows`: their query outputs."
+        return {"qformer_features": self.values[rows]}
+
 # %% ../nbs/16_features.ipynb #e3eccaf6
 @torch.no_grad()
 def encode(visual, records: Iterable[Record], image_size: int, batch_size: int = 64, label: str = "encode"):

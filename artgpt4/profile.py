@@ -119,7 +119,7 @@ class Train:
     max_grad_norm: float  # 0: no clipping
     recipe: Literal["repaired", "released"]  # see the chapter on recipes
     mixed_precision: Literal["fp32", "bf16", "fp16"]  # of the computation; the trained tensors are fp32 in all of them
-    frozen: Literal["fp32", "bf16", "8bit", "4bit"]  # how the frozen language model is held
+    frozen: Literal["fp32", "bf16", "fp16", "8bit", "4bit"]  # how the frozen language model is held
     gradient_checkpointing: bool  # compute activations twice instead of keeping them
     batching: Literal["padded", "bucketed", "packed"]  # how texts of unequal length share a batch
     accumulate: int  # parts of a batch, one after another: less memory, the same gradient
