@@ -7,8 +7,6 @@ Docs: https://artgpt4.github.io/artgpt4/checkpoints.html.md"""
 # %% ../nbs/18b_checkpoints.ipynb #fabe4184
 from __future__ import annotations
 
-import hashlib
-import io
 import random
 import shutil
 from pathlib import Path
@@ -20,7 +18,7 @@ from .files import read_json, replacing, sha256, write_json
 from .profile import InputError
 
 # %% auto #0
-__all__ = ['random_states', 'set_random_states', 'Checkpoints', 'load']
+__all__ = ['random_states', 'set_random_states', 'CheckpointFiles', 'Checkpoint']
 
 # %% ../nbs/18b_checkpoints.ipynb #aa3d1f20
 def random_states() -> dict:
@@ -42,8 +40,8 @@ def set_random_states(states: dict) -> None:
         torch.cuda.set_rng_state_all(states["cuda"])
 
 # %% ../nbs/18b_checkpoints.ipynb #5c39ed28
-class Checkpoints:
-    "The last checkpoints of a run in `folder`, valid for one `fingerprint`; the newest `keep` of them stay."
+class CheckpointFiles:
+    "Where the checkpoints of a run lie, by step."
 
     def __init__(self, folder: str | Path, fingerprint: str, keep: int = 2):
         self.folder, self.fingerprint, self.keep = Path(folder), fingerprint, keep
@@ -53,7 +51,7 @@ class Checkpoints:
         return sorted(int(f.stem.removeprefix("step-")) for f in self.folder.glob("step-*.json"))
 
     def path(self, step: int, ending: str = "pt") -> Path:
-        "Where the tensors (`pt`) or the facts (`json`) of a step lie."
+        "The tensors (`pt`) or the facts (`json`) of a step."
         return self.folder / f"step-{step:08}.{ending}"
 
     def drop(self, steps: list[int]) -> None:
@@ -69,27 +67,43 @@ class Checkpoints:
         "Forget the run."
         self.drop(self.steps())
 
-# %% ../nbs/18b_checkpoints.ipynb #560eb39f
-def load(self: Checkpoints) -> tuple[dict | None, list[dict]]:
-    "State and log of the newest whole checkpoint; None and no rows where there is nothing to go on from."
-    for step in reversed(self.steps()):
-        facts, tensors = self.path(step, "json"), self.path(step)
+    def whole(self, step: int) -> dict | None:
+        "The facts of a step whose files are what was written; None where they are not."
         try:
-            said = read_json(facts)
-            whole = tensors.is_file() and sha256(tensors) == said["sha256"]
+            facts = read_json(self.path(step, "json"))
         except InputError:
-            whole = False
-        if not whole:
-            print(f"{tensors}: damaged; going on from the checkpoint before it")
-            self.drop([step])
-        elif said["fingerprint"] != self.fingerprint:
-            print(f"{self.folder}: a checkpoint of other settings; starting over")
-            self.delete()
-            break
-        else:
-            print(f"{self.folder}: resumed at step {step}")
-            return torch.load(tensors, map_location="cpu", weights_only=True), said["log"]
-    return None, []
+            return None
+        return facts if self.path(step).is_file() and sha256(self.path(step)) == facts["sha256"] else None
 
+# %% ../nbs/18b_checkpoints.ipynb #560eb39f
+class Checkpoint(CheckpointFiles):
+    "The last checkpoints of a run in `folder`, valid for one `fingerprint`; the newest `keep` of them stay."
 
-Checkpoints.load = load
+    def load(self) -> tuple[dict | None, list[dict]]:
+        "State and log of the newest whole checkpoint; None and no rows where there is nothing to go on from."
+        for step in reversed(self.steps()):
+            if not (facts := self.whole(step)):
+                print(f"{self.path(step)}: damaged; going on from the checkpoint before it, or from the start")
+                self.drop([step])
+            elif facts["fingerprint"] != self.fingerprint:
+                print(f"{self.folder}: a checkpoint of other settings; starting over")
+                self.delete()
+                break
+            else:
+                print(f"{self.folder}: resumed at step {step}")
+                return torch.load(self.path(step), map_location="cpu", weights_only=True), facts["log"]
+        return None, []
+
+    def save(self, state: dict, log: list[dict]) -> None:
+        "Write the checkpoint of step `len(log)`; an `InputError` where the disk is full, and then the last one stands."
+        path = self.path(len(log))
+        try:
+            with replacing(path) as temporary:
+                torch.save(state, temporary)
+            facts = dict(fingerprint=self.fingerprint, sha256=sha256(path), log=log)
+            write_json(self.path(len(log), "json"), facts)
+        except (OSError, RuntimeError) as e:  # PyTorch's writer raises the second
+            free = shutil.disk_usage(self.folder).free // 10**6
+            raise InputError(f"{path}: could not be written ({str(e).splitlines()[0]}; {free} MB free); make room and start "
+                             f"again: the run goes on from step {max(self.steps(), default=0)}") from e
+        self.drop(self.steps()[: -self.keep])

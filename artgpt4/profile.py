@@ -124,6 +124,7 @@ class Train:
     batching: Literal["padded", "bucketed", "packed"]  # how texts of unequal length share a batch
     accumulate: int  # parts of a batch, one after another: less memory, the same gradient
     save_every: int  # steps between checkpoints
+    trackers: list[str]  # beside our own log: tensorboard, wandb; each has to be installed
     stage1: Stage
     stage2: Stage
 

@@ -16,7 +16,7 @@ from .adapter import ImageAdapter
 from .profile import InputError
 
 # %% auto #0
-__all__ = ['part_of', 'moved', 'decays', 'swap_adapters', 'half_steps', 'rate_share', 'least_rate']
+__all__ = ['CLIP', 'part_of', 'moved', 'decays', 'swap_adapters', 'half_steps', 'rate_share', 'least_rate']
 
 # %% ../nbs/18a_recipes.ipynb #7c5a562c
 def part_of(name: str) -> str:
@@ -42,6 +42,9 @@ def decays(name: str, parameter: torch.Tensor) -> bool:
     return parameter.ndim >= 2 and not any(word in name for word in ("bias", "ln", "bn"))
 
 # %% ../nbs/18a_recipes.ipynb #58246615
+CLIP = 1.0  # the norm that the released code clips to, in half precision only
+
+
 def swap_adapters(model: nn.Module, dtype: torch.dtype = torch.float16) -> None:
     "Put new parameters of `dtype`, equal in value, in the place of every image adapter's own."
     for adapter in (m for m in model.modules() if isinstance(m, ImageAdapter)):
@@ -51,7 +54,7 @@ def swap_adapters(model: nn.Module, dtype: torch.dtype = torch.float16) -> None:
 
 # %% ../nbs/18a_recipes.ipynb #6b47ba83
 def half_steps(model: nn.Module, batch: dict, loss_of: Callable, optimizer: torch.optim.Optimizer, recipe: str, *,
-               steps: int = 3, scale: float = 65536.0, max_norm: float = 1.0) -> list[dict]:
+               steps: int = 3, scale: float = 65536.0, max_norm: float = CLIP) -> list[dict]:
     "Steps on one `batch` under fp16 autocast: loss, norm as clipped, scale of each. ValueError where it cannot run."
     device = next(model.parameters()).device.type
     scaler, rows = torch.amp.GradScaler(device, init_scale=scale), []
@@ -71,7 +74,7 @@ def half_steps(model: nn.Module, batch: dict, loss_of: Callable, optimizer: torc
     return rows
 
 # %% ../nbs/18a_recipes.ipynb #ac3d8333
-def rate_share(elements: int, scale: float, max_norm: float = 1.0, eps: float = 1e-8) -> float:
+def rate_share(elements: int, scale: float, max_norm: float = CLIP, eps: float = 1e-8) -> float:
     "The share of its rate that Adam takes when a gradient of so many equal elements was clipped to `max_norm` under `scale`."
     g = max_norm / (scale * elements**0.5)
     return g / (g + eps)

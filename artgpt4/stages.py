@@ -14,6 +14,7 @@ from torch import nn
 from transformers import AutoTokenizer
 
 from .batches import Batches, Pairs, collate, make_pairs, permute_pictures
+from .checkpoints import Checkpoint
 from .data.corpora import read_alignment, read_shards
 from .data.records import Records
 from .features import encode, load_features, save_features
@@ -23,7 +24,8 @@ from .processor import ArtGPT4Processor
 from .profile import InputError, Profile, Rate
 from .release import load_trained
 from .schedule import release_lr
-from .trainer import Checkpoint, fit
+from .trainer import fit
+from .watching import Watch
 
 # %% auto #0
 __all__ = ['STAGE_SPLITS', 'CONTROLS', 'TRAINING_CODE', 'PRECISIONS', 'read_split', 'encode_split', 'features_path',
@@ -75,7 +77,7 @@ def build(profile: Profile, scheme: str, seed: int) -> tuple[ArtGPT4ForCondition
 
 
 TRAINING_CODE = ["pixels", "prompts", "visual", "tuning", "adapter", "model", "processor", "features", "batches", "schedule",
-                 "trainer", "stages"]
+                 "recipes", "checkpoints", "watching", "trainer", "stages"]
 
 
 def training_code() -> str:
@@ -107,7 +109,8 @@ def validation_loss(model: nn.Module, pairs: Pairs, processor, stage: int, max_t
 
 # %% ../nbs/20b_stages.ipynb #3f6c0fa7
 def train_stage(profile: Profile, scheme: str, stage: int, seed: int, start: Path | None = None,
-                rate: Rate | None = None, checkpoint: Path | None = None) -> tuple[nn.Module, list[dict], dict]:
+                rate: Rate | None = None, checkpoint: Path | None = None,
+                watch: Watch | None = None) -> tuple[nn.Module, list[dict], dict]:
     "Train one stage of one scheme (stage 2 from the tensors in `start`); the model, its log and its summary."
     dials = getattr(profile.train, f"stage{stage}")
     if rate is None and scheme not in dials.rates:
@@ -120,13 +123,17 @@ def train_stage(profile: Profile, scheme: str, stage: int, seed: int, start: Pat
     pairs, checked = (split_pairs(profile, split, stage) for split in STAGE_SPLITS[stage])
     seen = permute_pictures(pairs, seed) if scheme in CONTROLS else pairs
     batches = Batches(seen, processor, stage, dials.batch_size, dials.max_target_tokens, seed)
+    watch = watch or Watch()
+    watch.samples, watch.vocabulary = dials.batch_size, model.config.text_config.vocab_size
+    train = profile.train
     log = fit(
         model, batches, stage_loss,
         lambda step: release_lr(step, init_lr=rate.init, min_lr=rate.min, warmup_lr=rate.warmup,
                                 warmup_steps=dials.warmup_steps, iters_per_epoch=dials.iterations, max_epoch=dials.epochs),
-        dials.epochs * dials.iterations, weight_decay=profile.train.weight_decay, max_grad_norm=profile.train.max_grad_norm,
-        mixed_precision=PRECISIONS[profile.train.mixed_precision], label=f"{scheme}, stage {stage}",
-        checkpoint=Checkpoint(checkpoint, _mark(profile, scheme, stage, seed, rate, start)) if checkpoint else None)
+        dials.epochs * dials.iterations, weight_decay=train.weight_decay, max_grad_norm=train.max_grad_norm,
+        mixed_precision=PRECISIONS[train.mixed_precision], recipe=train.recipe, label=f"{scheme}, stage {stage}",
+        checkpoint=Checkpoint(checkpoint, _mark(profile, scheme, stage, seed, rate, start)) if checkpoint else None,
+        save_every=train.save_every, watch=watch)
     return model, log, _summary(model, log, checked, processor, stage, dials.max_target_tokens, seed)
 
 # %% ../nbs/20b_stages.ipynb #13664672
