@@ -48,7 +48,7 @@ def make_pairs(records: Records, features: Features, stage: int) -> Pairs:
         rows.append(features.rows[record.key])
         texts.append(text)
     if not texts:
-        raise InputError(f"stage {stage}: no pair with features; run `dvc repro features`")
+        raise InputError(f"stage {stage}: no pair with features; run `dvc repro encode`")
     return Pairs(features, np.array(rows), texts)
 
 # %% ../nbs/17_batches.ipynb #ae4499fe

@@ -189,7 +189,7 @@ DEMO_ARGUMENTS = [
 COMMANDS = {  # name: (help, call, arguments)
     "corpora": ("paint the four corpora", _pipeline("corpora"), []),
     "foundation": ("train the frozen parts", _pipeline("foundation"), []),
-    "features": ("look once at every picture of a split", _pipeline("features", "split"), [("split", str)]),
+    "encode": ("look once at every picture of a split", _pipeline("encode", "split"), [("split", str)]),
     "train": ("train a stage of a scheme", _pipeline("train", "scheme", "stage"), [("scheme", str), ("stage", int)]),
     "answers": ("let a trained scheme describe the test paintings", _pipeline("answers", "scheme"), [("scheme", str)]),
     "scores": ("score every scheme's answers", _scores, []),

@@ -25,19 +25,19 @@ from .answers import caption, describe, shuffled
 from .checkpoints import Checkpoint
 from .data.corpora import read_alignment, read_artemis
 from .data.public import check_sources, lay_out_public
+from .encode import empty_if_old
 from .evaluation.benchmark import fetch_released, write_questions
 from .evaluation.scores import reference_points, score_answers
-from .features import load_features
 from .files import locked, read_json, read_jsonl, recorded, sha256, write_json, write_jsonl
 from .profile import InputError, Profile, find_root
 from .release import load_trained, save_trained
-from .stages import build, encode_split, features_path, train_stage, training_code
+from .stages import build, encode_split, features_path, split_features, train_stage, training_code
 from .studio.corpora import paint_corpora
 from .studio.foundation import train_language, train_vision
 from .watching import Watch
 
 # %% auto #0
-__all__ = ['TOLERANCE', 'UNTOUCHABLE', 'alone', 'forced', 'kept_at', 'run_corpora', 'run_foundation', 'run_features',
+__all__ = ['TOLERANCE', 'UNTOUCHABLE', 'alone', 'forced', 'kept_at', 'run_corpora', 'run_foundation', 'run_encode',
            'weights_path', 'run_train', 'circumstances', 'answer_rows', 'run_answers', 'score_rows', 'run_scores',
            'headline', 'compare', 'reaches', 'forbidden']
 
@@ -97,10 +97,12 @@ def run_foundation(profile: Profile) -> None:
             checkpoint.delete()
 
 # %% ../nbs/25b_pipeline.ipynb #d32f1ad3
-def run_features(profile: Profile, split: str) -> None:
+def run_encode(profile: Profile, split: str) -> None:
     "Look once at every picture of a split."
-    kept = encode_split(profile, split)
-    print(f"{split}: {kept['kept']} pictures, {sum(kept['dropped'].values())} dropped")
+    kept = find_root() / "checkpoints" / profile.name / "encode" / split
+    with alone(kept):
+        empty_if_old(features_path(profile, split), kept / "code")
+        print(f"{split}: {encode_split(profile, split)}")
 
 
 def weights_path(profile: Profile, scheme: str, stage: int) -> Path:
@@ -146,14 +148,13 @@ def answer_rows(profile: Profile, scheme: str, seed: int, stage1: Path, stage2: 
     settings = dict(max_new_tokens=profile.evaluate.max_new_tokens, num_beams=profile.evaluate.num_beams,
                     batch_size=profile.evaluate.batch_size)
     model, processor = build(profile, scheme, seed)
-    test, heldout = (load_features(features_path(profile, f"alignment/{s}"), sha256(profile.foundation_folder / "vision"))
-                     for s in ("test", "heldout"))
-    other = shuffled(len(test.keys))
+    test, heldout = (split_features(profile, f"alignment/{s}") for s in ("test", "heldout"))
+    whole, other = test.values, shuffled(len(test.keys))
     load_trained(model, stage1)
-    said = [("caption", "test", test.keys, caption(model, processor, test.values, label="captions", **settings))]
+    said = [("caption", "test", test.keys, caption(model, processor, whole, label="captions", **settings))]
     load_trained(model, stage2)
-    for condition, split, keys, values in (("test", "test", test.keys, test.values),
-                                           ("shuffled", "test", test.keys, test.values[other]),
+    for condition, split, keys, values in (("test", "test", test.keys, whole),
+                                           ("shuffled", "test", test.keys, whole[other]),
                                            ("heldout", "heldout", heldout.keys, heldout.values)):
         said.append((condition, split, keys, describe(model, processor, values, label=condition, **settings)))
     return [dict(condition=condition, split=split, id=key, text=text)

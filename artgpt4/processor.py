@@ -15,7 +15,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import ProcessorMixin
 
 from .model import ArtGPT4Config
-from .pixels import as_rgb, random_box, to_pixel_values
+from .pixels import random_crop, to_pixel_values
 from .profile import InputError
 from .prompts import IMAGE_PLACE
 
@@ -34,8 +34,7 @@ class Encoder(ProcessorMixin):
 
     def image_transform(self, image, train: bool = False, generator: torch.Generator | None = None) -> torch.Tensor:
         "One image as (3, image_size, image_size): whole, or in training a random part of it drawn from `generator`."
-        box = random_box(*as_rgb(image).size, generator) if train else None
-        return to_pixel_values(image, self.image_size, box)
+        return random_crop(image, self.image_size, generator) if train else to_pixel_values(image, self.image_size)
 
     def encode_prompt(self, text: str) -> list[int]:
         "Ids of BOS, then of every piece between images, tokenised on its own, with each image's places between them."

@@ -85,9 +85,9 @@ class Foundation:
 class Encode:
     "How what the frozen eyes see is kept."
 
-    crops: int  # random crops of each training picture, ; 0: the whole picture, once
+    crops: int  # random crops of each training picture, kept beside the whole one
     dtype: Literal["fp32", "bf16"]  # of the numbers in the files
-    shard_size: int  # pictures in one file
+    shard_size: int  # pictures in one file; best a multiple of 64, what the eyes take at once
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from transformers import AutoTokenizer
 from .batches import Batches, Pairs, collate, make_pairs, permute_pictures
 from .checkpoints import Checkpoint
 from .data.corpora import read_alignment, read_shards
-from .data.records import Records
-from .features import encode, load_features, save_features
+from .data.records import Records, Report
+from .encode import encode
+from .features import INDEX, Features, load_features
 from .files import fingerprint, sha256
 from .model import ArtGPT4ForConditionalGeneration, VisualTokens
 from .processor import ArtGPT4Processor
@@ -28,8 +29,9 @@ from .trainer import fit
 from .watching import Watch
 
 # %% auto #0
-__all__ = ['STAGE_SPLITS', 'CONTROLS', 'TRAINING_CODE', 'PRECISIONS', 'read_split', 'encode_split', 'features_path',
-           'split_pairs', 'build', 'training_code', 'stage_loss', 'validation_loss', 'train_stage']
+__all__ = ['STAGE_SPLITS', 'CONTROLS', 'TRAINING_CODE', 'PRECISIONS', 'read_split', 'frozen_parts', 'features_path',
+           'encoding_of', 'encode_split', 'split_features', 'split_pairs', 'build', 'training_code', 'stage_loss',
+           'validation_loss', 'train_stage']
 
 # %% ../nbs/20b_stages.ipynb #7e3da2c9
 STAGE_SPLITS = {1: ("shards/train", "shards/validation"), 2: ("alignment/train", "alignment/validation")}
@@ -42,31 +44,46 @@ def read_split(profile: Profile, split: str) -> Records:
     return read_shards(folder / "*.tar") if split.startswith("shards/") else read_alignment(folder)
 
 # %% ../nbs/20b_stages.ipynb #57ab36ec
-def encode_split(profile: Profile, split: str) -> dict:
-    "Look at every picture of a split once and save the features; how many were kept and dropped."
-    eyes = VisualTokens.from_pretrained(profile.foundation_folder / "vision").eval()
-    size = eyes.config.vision_config.image_size
-    features, report = encode(eyes, read_split(profile, split), size, label=f"encode {split}")
-    save_features(features, features_path(profile, split), sha256(profile.foundation_folder / "vision"))
-    return dict(kept=report.kept, dropped=dict(report.dropped))
+def frozen_parts(profile: Profile) -> Path:
+    "The folder of the frozen parts; an `InputError` where they are not made yet."
+    if not profile.foundation_folder.is_dir():
+        raise InputError(f"{profile.foundation_folder}: no frozen parts; run `dvc repro foundation`")
+    return profile.foundation_folder
 
 
 def features_path(profile: Profile, split: str) -> Path:
-    "Where a split's features lie."
-    return profile.data / "features" / f"{split}.safetensors"
+    "The folder of a split's features."
+    return profile.data / "features" / split
+
+
+def encoding_of(profile: Profile, split: str) -> dict:
+    "What a split's features are made by. Crops are kept of what is trained on, and the seed draws nothing else."
+    crops = profile.encode.crops if split in [train for train, _ in STAGE_SPLITS.values()] else 0
+    return dict(encoder=sha256(frozen_parts(profile) / "vision"), crops=crops, seed=profile.seed if crops else None,
+                dtype=profile.encode.dtype)
+
+# %% ../nbs/20b_stages.ipynb #2d431026
+def encode_split(profile: Profile, split: str) -> Report:
+    "Look at every picture of a split once, and keep what was seen; what was kept and dropped."
+    eyes = VisualTokens.from_pretrained(frozen_parts(profile) / "vision").eval()
+    eyes.to("cuda" if torch.cuda.is_available() else "cpu")
+    return encode(eyes, read_split(profile, split), features_path(profile, split), encoding_of(profile, split),
+                  profile.encode.shard_size, split)
+
+
+def split_features(profile: Profile, split: str) -> Features:
+    "A split's features; an `InputError` if other eyes made them, or other dials."
+    return load_features(features_path(profile, split), encoding_of(profile, split))
 
 
 def split_pairs(profile: Profile, split: str, stage: int) -> Pairs:
-    "A split's texts with the features of their pictures; an `InputError` if other eyes made them."
-    features = load_features(features_path(profile, split), sha256(profile.foundation_folder / "vision"))
-    return make_pairs(read_split(profile, split), features, stage)
+    "A split's texts with the features of their pictures."
+    return make_pairs(read_split(profile, split), split_features(profile, split), stage)
 
 # %% ../nbs/20b_stages.ipynb #7b45ca03
 def build(profile: Profile, scheme: str, seed: int) -> tuple[ArtGPT4ForConditionalGeneration, ArtGPT4Processor]:
     "The untrained model of a scheme (or control) on the profile's frozen parts, and its processor."
-    home = profile.foundation_folder
-    if not home.is_dir():
-        raise InputError(f"{home}: no frozen parts; run `dvc repro foundation`")
+    home = frozen_parts(profile)
     torch.manual_seed(seed)
     model = ArtGPT4ForConditionalGeneration.from_parts(
         home / "vision", home / "language", scheme=CONTROLS.get(scheme, scheme))
@@ -143,7 +160,7 @@ def _mark(profile: Profile, scheme: str, stage: int, seed: int, rate: Rate, star
         profile=profile.name, scheme=scheme, stage=stage, seed=seed, rate=rate, train=profile.train,
         foundation=sha256(profile.foundation_folder), start=sha256(start) if start else None,
         texts=[sha256(profile.data / "corpora" / s) for s in STAGE_SPLITS[stage]],
-        features=[sha256(features_path(profile, s)) for s in STAGE_SPLITS[stage]], code=training_code()))
+        features=[sha256(features_path(profile, s) / INDEX) for s in STAGE_SPLITS[stage]], code=training_code()))
 
 
 def _summary(model, log, checked: Pairs, processor, stage: int, limit: int, seed: int) -> dict:

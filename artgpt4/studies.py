@@ -21,12 +21,11 @@ from tqdm.auto import tqdm
 from .answers import caption, describe
 from .evaluation.content import ATTRIBUTES
 from .evaluation.scores import content_hits
-from .features import load_features
 from .files import fingerprint, locked, read_json, read_jsonl, recorded, sha256, write_json
 from .pipeline import answer_rows, score_rows
 from .profile import Profile, Rate, find_root
 from .release import save_trained
-from .stages import build, features_path, train_stage, training_code
+from .stages import build, split_features, train_stage, training_code
 
 # %% auto #0
 __all__ = ['TAUGHT', 'GRID', 'SEEDS', 'T975', 'marked', 'remembered', 'rate_of', 'named_right', 'best_rate', 'inputs_of',
@@ -56,7 +55,7 @@ TAUGHT = {1: ATTRIBUTES[:4], 2: [*ATTRIBUTES, "emotion"]}
 
 def named_right(profile: Profile, model, stage: int) -> float:
     "The mean accuracy of what `stage` teaches to name, over the validation paintings."
-    features = load_features(features_path(profile, "alignment/validation"), sha256(profile.foundation_folder / "vision"))
+    features = split_features(profile, "alignment/validation")
     _, processor = build(profile, "projection", profile.seed)
     say = caption if stage == 1 else describe
     texts = say(model, processor, features.values, max_new_tokens=profile.evaluate.max_new_tokens, label="validate")
