@@ -9,24 +9,26 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, PartialState
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import gather_object
 from torch import nn
 from tqdm.auto import tqdm
 
 from .checkpoints import Checkpoint, random_states, set_random_states
+from .processes import accelerator_of, here, put_state, ready_to_shard, whole_state
 from .profile import InputError, find_root
 from .recipes import CLIP, part_of, swap_adapters
+from .release import whole
 from .watching import Watch, diagnosis
 
 # %% auto #0
-__all__ = ['make_optimizer', 'Run', 'tracked', 'begin', 'backward', 'clip', 'step', 'state_of', 'restore', 'keep', 'flat', 'fit',
+__all__ = ['make_optimizer', 'Run', 'tracked', 'begin', 'backward', 'clip', 'step', 'state_of', 'keep', 'resume', 'flat', 'fit',
            'prove_training']
 
 # %% ../nbs/19_trainer.ipynb #b891d671
@@ -69,37 +71,41 @@ def tracked(watch: Watch) -> dict:
 def begin(model: nn.Module, loss_of: Callable, lr: float, weight_decay: float, max_grad_norm: float, mixed_precision: str,
           recipe: str, watch: Watch) -> Run:
     "Build the optimizer, apply the recipe, and let Accelerate prepare both."
-    if mixed_precision == "fp16" and PartialState().device.type == "cpu":
+    if mixed_precision == "fp16" and here().device.type == "cpu":
         raise InputError("mixed_precision fp16: needs a GPU; write bf16 or fp32, or see the chapter on recipes")
     if recipe == "released" and mixed_precision == "bf16":
         raise InputError("recipe released: was written for fp16; write fp16 or fp32, or recipe: repaired")
-    AcceleratorState._reset_state()  # one process may train in one precision after another
-    accelerator = Accelerator(mixed_precision=mixed_precision, **tracked(watch))
+    accelerator = accelerator_of(mixed_precision, **tracked(watch))
     optimizer = make_optimizer(model, lr, weight_decay)
     half = recipe == "released" and mixed_precision == "fp16"
+    if half and accelerator.is_fsdp2:
+        raise InputError("recipe released in fp16: its swapped adapters cannot be sharded; use launch/ddp.yaml or one GPU")
     if half:
         swap_adapters(model)
-    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    if accelerator.is_fsdp2:
+        ready_to_shard(accelerator, model)
     model, optimizer = accelerator.prepare(model, optimizer)
+    trained = {n: p for n, p in accelerator.unwrap_model(model).named_parameters() if p.requires_grad}
     return Run(accelerator, model, optimizer, trained, loss_of, CLIP if half else max_grad_norm, half)
 
 # %% ../nbs/19_trainer.ipynb #e82ac80e
 def backward(run: Run, parts: list[dict], where: str) -> float:
-    "Add up the gradients of a batch that comes in parts, and average them over processes; the batch's loss."
-    total = 0.0
+    "Add up the gradients of a batch that comes in parts, and over processes; the batch's loss."
+    accelerator, total, spoiled = run.accelerator, 0.0, None
+    shares = accelerator.num_processes  # gradients are averaged over them, and have to be summed
     for i, part in enumerate(parts, 1):
-        part = {k: v.to(run.accelerator.device) for k, v in part.items()}
-        alone = contextlib.nullcontext() if i == len(parts) else run.accelerator.no_sync(run.model)
-        with alone:
-            with run.accelerator.autocast():
+        part = {k: v.to(accelerator.device) for k, v in part.items()}
+        with contextlib.nullcontext() if i == len(parts) else accelerator.no_sync(run.model):
+            with accelerator.autocast():
                 loss = run.loss_of(run.model, part)
-            if not math.isfinite(loss.item()):
-                raise InputError(f"{where}: the loss is {loss.item()}: {diagnosis(run.model, part)}")
-            shares = run.accelerator.num_processes  # gradients are averaged over them, and have to be summed
-            run.accelerator.backward(loss * shares if shares > 1 else loss)
-        total += loss.item()
-    if run.accelerator.num_processes > 1:
-        total = float(run.accelerator.reduce(torch.tensor(total, device=run.accelerator.device)))
+            accelerator.backward(loss * shares if shares > 1 else loss)
+        total += (value := loss.item())
+        spoiled = spoiled if math.isfinite(value) else part
+    if shares > 1:
+        total = float(accelerator.reduce(torch.tensor(total, dtype=torch.float64, device=accelerator.device), "sum"))
+    if not math.isfinite(total):  # known to all of them only now; whoever stopped earlier would leave the others waiting
+        found = gather_object([diagnosis(accelerator.unwrap_model(run.model), spoiled) if spoiled else None])
+        raise InputError(f"{where}: the loss is {total}: {next(text for text in found if text)}")
     return total
 
 # %% ../nbs/19_trainer.ipynb #cfc8e72b
@@ -110,12 +116,12 @@ def clip(run: Run) -> tuple[float, dict[str, float]]:
     else:  # Accelerate takes the scale off first
         stepped = [p for group in run.optimizer.param_groups for p in group["params"]]
         norm = run.accelerator.clip_grad_norm_(stepped, run.max_grad_norm or math.inf)
-    norm, by_part = float(norm), {}
+    norm, by_part = float(whole(norm)), {}
     for name, p in run.trained.items():
         if p.grad is not None:
             by_part.setdefault(part_of(name), []).append(p.grad)
     shrunk = max(1.0, (norm + 1e-6) / run.max_grad_norm) if run.max_grad_norm else 1.0
-    parts = {part: float(nn.utils.get_total_norm(grads)) * shrunk for part, grads in by_part.items()}
+    parts = {part: float(whole(nn.utils.get_total_norm(grads))) * shrunk for part, grads in by_part.items()}
     return norm, {part: float(f"{value:.4g}") if math.isfinite(value) else None for part, value in parts.items()}
 
 # %% ../nbs/19_trainer.ipynb #f6eb9f83
@@ -135,25 +141,8 @@ def step(run: Run, parts: list[dict], number: int, lr: float) -> dict:
 def state_of(run: Run) -> dict:
     "What a checkpoint holds."
     scaler = run.accelerator.scaler
-    return dict(trained=run.trained, optimizer=run.optimizer.optimizer.state_dict(), scaler=scaler.state_dict() if scaler else {},
+    return dict(whole_state(run.trained, run.optimizer.optimizer), scaler=scaler.state_dict() if scaler else {},
                 random=gather_object([random_states()]))
-
-
-@torch.no_grad()
-def restore(run: Run, state: dict, where: str) -> None:
-    "Put a checkpoint's state back; an `InputError` that names a tensor of another scheme or size."
-    shapes = {n: tuple(t.shape) for n, t in state["trained"].items()}
-    own = {n: tuple(p.shape) for n, p in run.trained.items()}
-    if shapes != own:
-        name = sorted(set(shapes.items()) ^ set(own.items()))[0][0]
-        raise InputError(f"{where}: a checkpoint of another scheme or size: its {name} is {shapes.get(name, 'missing')}, the model's "
-                         f"{own.get(name, 'missing')}; delete it, or train what it belongs to")
-    for name, p in run.trained.items():
-        p.copy_(state["trained"][name])
-    run.optimizer.optimizer.load_state_dict(state["optimizer"])
-    if run.accelerator.scaler:
-        run.accelerator.scaler.load_state_dict(state["scaler"])
-    set_random_states(state["random"][run.accelerator.process_index])
 
 
 def keep(run: Run, checkpoint: Checkpoint, log: list[dict]) -> None:
@@ -162,6 +151,20 @@ def keep(run: Run, checkpoint: Checkpoint, log: list[dict]) -> None:
     if run.accelerator.is_main_process:
         checkpoint.save(state, log)
     run.accelerator.wait_for_everyone()
+
+
+def resume(run: Run, checkpoint: Checkpoint) -> list[dict]:
+    "Go on from the newest checkpoint, if there is one, in as many processes as you like; the log so far."
+    first = run.accelerator.is_main_process  # it looks, and speaks, before the others read
+    with run.accelerator.main_process_first(), contextlib.redirect_stdout(sys.stdout if first else None):
+        state, log = checkpoint.load()
+    if state:
+        put_state(run.trained, run.optimizer.optimizer, state, str(checkpoint.folder))
+        if run.accelerator.scaler:
+            run.accelerator.scaler.load_state_dict(state["scaler"])
+        if len(state["random"]) == run.accelerator.num_processes:
+            set_random_states(state["random"][run.accelerator.process_index])
+    return log
 
 # %% ../nbs/19_trainer.ipynb #0199fdbe
 def flat(row: dict) -> dict[str, float]:
@@ -177,14 +180,12 @@ def fit(model: nn.Module, batch_at: Callable[[int], dict | list[dict]], loss_of:
     "Train what requires a gradient for `steps` steps; the log, one row a step: step, lr, loss, grad_norm, its parts."
     watch = watch or Watch()
     run = begin(model, loss_of, lr_at(0), weight_decay, max_grad_norm, mixed_precision, recipe, watch)
-    state, log = checkpoint.load() if checkpoint else (None, [])
-    if state:
-        restore(run, state, str(checkpoint.folder))
+    log = resume(run, checkpoint) if checkpoint else []
     run.model.train()
     main = run.accelerator.is_main_process
     if watch.trackers:
         run.accelerator.init_trackers("artgpt4", watch.settings)
-    watch.start(len(log))
+    watch.start(len(log), main)
     bar = tqdm(range(len(log), steps), label, steps, initial=len(log), disable=None if main else True)
     for number in bar:
         parts = batch_at(number)

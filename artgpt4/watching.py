@@ -24,8 +24,9 @@ __all__ = ['STUCK', 'diagnosis', 'check_learning', 'Watch']
 
 # %% ../nbs/18c_watching.ipynb #66e7f15a
 def _spoiled(named) -> str | None:
-    "The name of the first tensor that holds a number that is not finite."
-    return next((n for n, t in named if t.is_floating_point() and not torch.isfinite(t).all()), None)
+    "The name of the first tensor that holds a number that is not finite, as far as this process has it."
+    here = ((n, t.to_local() if hasattr(t, "to_local") else t) for n, t in named)
+    return next((n for n, t in here if t.is_floating_point() and not torch.isfinite(t).all()), None)
 
 
 def diagnosis(model: nn.Module, batch: dict[str, torch.Tensor]) -> str:
@@ -62,9 +63,9 @@ class Watch:
         self.trackers, self.settings = list(trackers), settings or {}
         self.seconds = self.steps = 0
 
-    def start(self, steps: int) -> None:
+    def start(self, steps: int, write: bool = True) -> None:
         "Begin, or go on after `steps` steps."
-        if self.path:
+        if self.path and write:
             lines = self.path.read_text(encoding="utf-8").splitlines() if steps and self.path.is_file() else []
             write_jsonl(self.path, [json.loads(line) for line in lines[:steps] if line.endswith("}")])
         self.then = time.perf_counter()
