@@ -222,20 +222,20 @@ class ArtGPT4Generation(ArtGPT4Folders, GenerationMixin):
         return WithoutImages(super()._get_logits_processor(*args, **kwargs), self.config.image_token_id)
 
 # %% ../nbs/13_model.ipynb #2b6211a4
-def labelled_columns(labels: torch.Tensor) -> torch.Tensor:
-    "The columns of `labels` (batch, tokens) whose next token some row is asked for; -100 asks for nothing."
-    columns = (labels[:, 1:] != -100).any(0).nonzero().flatten()
-    if not len(columns):
-        raise InputError("labels: all are -100, so there is nothing to learn from; mask the prompt, not the target")
-    return columns
-
-# %% ../nbs/13_model.ipynb #1eda70d0
-def labelled_places(labels: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
-    "Where, as a mask (rows, tokens), the next token is asked for; the first token of a sample never is."
-    asked = (labels != -100) & (position_ids > 0)
+def _asks(asked: torch.Tensor) -> torch.Tensor:
     if not asked.any():
         raise InputError("labels: all are -100, so there is nothing to learn from; mask the prompt, not the target")
-    return asked.roll(-1, 1)
+    return asked
+
+
+def labelled_columns(labels: torch.Tensor) -> torch.Tensor:
+    "The columns of `labels` (batch, tokens) whose next token some row is asked for; -100 asks for nothing."
+    return _asks((labels[:, 1:] != -100).any(0)).nonzero().flatten()
+
+
+def labelled_places(labels: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+    "The same of packed rows, as a mask (rows, tokens); the first token of a sample is asked of nobody."
+    return _asks((labels != -100) & (position_ids > 0)).roll(-1, 1)
 
 
 def token_loss(logits: torch.Tensor, asked: torch.Tensor, num_items_in_batch=None) -> torch.Tensor:

@@ -20,7 +20,14 @@ from .profile import InputError
 from .prompts import IMAGE_PLACE
 
 # %% auto #0
-__all__ = ['Encoder', 'pad_left', 'ArtGPT4Processor']
+__all__ = ['cut_target', 'Encoder', 'pad_left', 'ArtGPT4Processor']
+
+# %% ../nbs/14_processor.ipynb #52a3c5ee
+def cut_target(ids: list[int], alone: list[int], limit: int) -> list[int]:
+    "At most `limit` of the `ids` of a target and its end; the target `alone` tells which are the end, and they stay."
+    end = ids[len(commonprefix([ids, alone])) :]
+    kept = ids[: max(limit - len(end), 0)] + end
+    return kept[len(kept) - limit :]
 
 # %% ../nbs/14_processor.ipynb #d4c9f081
 class Encoder(ProcessorMixin):
@@ -51,9 +58,7 @@ class Encoder(ProcessorMixin):
         for i, ids in enumerate(coded):
             if len(ids) > max_target_tokens:
                 alone = self.tokenizer(targets[i], add_special_tokens=False).input_ids
-                ending = ids[len(commonprefix([ids, alone])) :]
-                kept = ids[: max(max_target_tokens - len(ending), 0)] + ending
-                coded[i] = kept[len(kept) - max_target_tokens :]
+                coded[i] = cut_target(ids, alone, max_target_tokens)
         return coded
 
     def encode_pair(self, prompt: str, target: str, end: str, max_target_tokens: int) -> tuple[list[int], list[int]]:

@@ -107,7 +107,7 @@ class Stage:
     iterations: int  # steps in an epoch
     batch_size: int
     warmup_steps: int
-    max_target_tokens: int  # longer targets are cut, end symbol and all, as in the released code
+    max_target_tokens: int  # longer targets lose their tail, but not their end symbol
     rates: dict[str, Rate]  # by scheme
 
 # %% ../nbs/00_profile.ipynb #3020b691

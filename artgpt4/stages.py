@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from torch import nn
 from transformers import AutoTokenizer
 
@@ -93,8 +94,8 @@ def build(profile: Profile, scheme: str, seed: int) -> tuple[ArtGPT4ForCondition
     return model, processor
 
 
-TRAINING_CODE = ["pixels", "prompts", "visual", "tuning", "adapter", "model", "processor", "features", "batches", "schedule",
-                 "recipes", "checkpoints", "watching", "trainer", "stages"]
+TRAINING_CODE = ["pixels", "prompts", "visual", "tuning", "adapter", "model", "processor", "features", "packing", "batches",
+                 "schedule", "recipes", "checkpoints", "watching", "trainer", "stages"]
 
 
 def training_code() -> str:
@@ -129,9 +130,11 @@ def train_stage(profile: Profile, scheme: str, stage: int, seed: int, start: Pat
                 rate: Rate | None = None, checkpoint: Path | None = None,
                 watch: Watch | None = None) -> tuple[nn.Module, list[dict], dict]:
     "Train one stage of one scheme (stage 2 from the tensors in `start`); the model, its log and its summary."
-    dials = getattr(profile.train, f"stage{stage}")
+    train, dials, state = profile.train, getattr(profile.train, f"stage{stage}"), PartialState()
     if rate is None and scheme not in dials.rates:
         raise InputError(f"profiles/{profile.name}.yaml.train.stage{stage}.rates.{scheme}: missing; add its three rates")
+    if scheme == "prefix" and train.batching == "packed":
+        raise InputError(f"profiles/{profile.name}.yaml.train.batching: packed has one prefix a row; write bucketed for prefix")
     rate = rate or dials.rates[scheme]
     model, processor = build(profile, scheme, seed)
     if stage == 2:
@@ -139,10 +142,10 @@ def train_stage(profile: Profile, scheme: str, stage: int, seed: int, start: Pat
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     pairs, checked = (split_pairs(profile, split, stage) for split in STAGE_SPLITS[stage])
     seen = permute_pictures(pairs, seed) if scheme in CONTROLS else pairs
-    batches = Batches(seen, processor, stage, dials.batch_size, dials.max_target_tokens, seed)
+    batches = Batches(seen, processor, stage, dials.batch_size, dials.max_target_tokens, seed,
+                      train.batching, train.accumulate, state.process_index, state.num_processes)
     watch = watch or Watch()
     watch.samples, watch.vocabulary = dials.batch_size, model.config.text_config.vocab_size
-    train = profile.train
     log = fit(
         model, batches, stage_loss,
         lambda step: release_lr(step, init_lr=rate.init, min_lr=rate.min, warmup_lr=rate.warmup,

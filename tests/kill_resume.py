@@ -187,7 +187,9 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
+        begun = time.time()
         first = Copy(Path(folder) / "0")
+        print(f"a run that nobody killed: {time.time() - begun:.0f} s", flush=True)
         copies = [first, *(Copy(Path(folder) / str(n), first) for n in range(1, args.jobs))]
         with ThreadPoolExecutor(args.jobs) as pool:
             parts = pool.map(lambda n: kill_some(copies[n], range(n, args.kills, args.jobs), args.seed), range(args.jobs))
