@@ -69,9 +69,12 @@ def _scores(profile, args) -> None:
 
 
 def _study(profile, args) -> None:
-    from artgpt4 import studies
+    from artgpt4 import stability, studies
 
-    getattr(studies, f"run_{args.study}")(profile, _schemes())
+    known = dict(rates=studies.run_rates, seeds=studies.run_seeds, stability=stability.run_stability)
+    if args.study not in known:
+        raise InputError(f"{args.study}: no such study; the studies are {', '.join(known)}")
+    known[args.study](profile, _schemes())
 
 # %% ../nbs/29_cli.ipynb #d6b8e900
 def _hide_loading_bars() -> None:
@@ -186,11 +189,11 @@ DEMO_ARGUMENTS = [
 COMMANDS = {  # name: (help, call, arguments)
     "corpora": ("paint the four corpora", _pipeline("corpora"), []),
     "foundation": ("train the frozen parts", _pipeline("foundation"), []),
-    "features": ("look once at every picture of a split", _pipeline("features", "split"), [("split", str)]),
+    "encode": ("look once at every picture of a split", _pipeline("encode", "split"), [("split", str)]),
     "train": ("train a stage of a scheme", _pipeline("train", "scheme", "stage"), [("scheme", str), ("stage", int)]),
     "answers": ("let a trained scheme describe the test paintings", _pipeline("answers", "scheme"), [("scheme", str)]),
     "scores": ("score every scheme's answers", _scores, []),
-    "study": ("run a study: rates, seeds", _study, [("study", str)]),
+    "study": ("run a study: rates, seeds, stability", _study, [("study", str)]),
     "released": ("download and score the released benchmark", _released, []),
     "render": ("run a parameterised notebook", _render, [("notebook", Path), ("out", Path)]),
     "compare": ("scores here against the committed ones", _compare, []),

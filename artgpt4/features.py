@@ -1,4 +1,4 @@
-"""The eyes never change, so each picture is looked at once. What they saw is a file.
+"""The eyes never change, so each picture is looked at once. What they saw is kept by the picture's content, and read without a copy.
 
 Docs: https://artgpt4.github.io/artgpt4/features.html.md"""
 
@@ -7,86 +7,195 @@ Docs: https://artgpt4.github.io/artgpt4/features.html.md"""
 # %% ../nbs/16_features.ipynb #456a3c00
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
 from .data.records import Record, Report
-from .files import replacing
-from .pixels import to_pixel_values
+from .files import read_json, replacing, write_json
+from .pixels import random_crop, to_pixel_values
 from .profile import InputError
 
 # %% auto #0
-__all__ = ['Features', 'encode', 'save_features', 'load_features']
+__all__ = ['INDEX', 'content_of', 'number_rows', 'Catalogue', 'crop_rng', 'view', 'Features', 'Pictures', 'digest_of', 'written',
+           'write_shard', 'read_shard', 'write_index', 'load_features']
+
+# %% ../nbs/16_features.ipynb #f2543880
+def content_of(record: Record) -> str:
+    "The sha256 of the bytes of a record's picture, 64 hex digits; an `InputError` where there is no such file."
+    try:
+        data = record.image if isinstance(record.image, bytes) else Path(record.image).read_bytes()
+    except (OSError, TypeError) as e:  # no such file, or no picture at all
+        raise InputError(f"{record.image or record.key}: no such image; download or paint the corpus again") from e
+    return hashlib.sha256(data).hexdigest()
+
+
+def number_rows(keys: dict[str, str], contents: Iterable[str]) -> dict[str, int]:
+    "For each key the place of its picture (`keys`: key -> content) in `contents`; keys without one are left out."
+    place = {content: i for i, content in enumerate(contents)}
+    return {key: place[content] for key, content in keys.items() if content in place}
+
+# %% ../nbs/16_features.ipynb #0fd0e51c
+class Catalogue:
+    "The `keys` of records with the contents of their pictures, each of the `contents` once, and a `report` of what is lost."
+
+    def __init__(self, records: Iterable[Record]):
+        self.records, self.report, found = records, Report(), {}
+        for record in tqdm(records, "read", disable=None):
+            if record.key not in found:
+                try:
+                    found[record.key] = content_of(record)
+                except InputError as e:
+                    found[record.key] = None
+                    self.report.drop("unreadable image", str(e))
+        self.keys = {key: content for key, content in found.items() if content}
+        self.contents = list(dict.fromkeys(self.keys.values()))
+
+    def pictures(self) -> Iterator[tuple[str, Record]]:
+        "Each content with a record that has it, in the order of `contents`."
+        seen = set()
+        for record in self.records:
+            content = self.keys.get(record.key)
+            if content and content not in seen:
+                seen.add(content)
+                yield content, record
+
+    def rows(self, broken: Iterable[str]) -> dict[str, int]:
+        "For each key the row of its picture; pictures with `broken` contents have none. The report counts both."
+        broken = set(broken)
+        for key in (key for key, content in self.keys.items() if content in broken):
+            self.report.drop("unreadable image", key)
+        rows = number_rows(self.keys, (content for content in self.contents if content not in broken))
+        self.report.kept = len(rows)
+        return rows
+
+# %% ../nbs/16_features.ipynb #c16df6d2
+def crop_rng(seed: int, content: str, number: int) -> torch.Generator:
+    "The random numbers that choose crop `number` of a picture."
+    digest = hashlib.sha256(f"{seed} {content} {number}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "big"))
+
+
+def view(image: Image.Image, size: int, seed: int, content: str, number: int) -> torch.Tensor:
+    "View `number` of a picture as the eyes read it, (3, size, size): the whole for 0, else a random crop."
+    return random_crop(image, size, crop_rng(seed, content, number)) if number else to_pixel_values(image, size)
 
 # %% ../nbs/16_features.ipynb #6939a06e
-@dataclass(frozen=True)
 class Features:
-    "The query outputs of a split's pictures, by the pictures' keys."
+    "The query outputs of a split's pictures: `rows` by the pictures' keys, each with 1 + `crops` views of one picture."
 
-    keys: list[str]
-    values: torch.Tensor  # (pictures, num_query_tokens, qformer hidden), fp32
-
-    def __post_init__(self):
-        object.__setattr__(self, "rows", {key: i for i, key in enumerate(self.keys)})
+    def __init__(self, rows: dict[str, int], shards: Sequence[torch.Tensor]):  # each (pictures, 1 + crops, queries, hidden)
+        self.rows, self.keys, self.shards = rows, list(rows), shards
+        self.crops = shards[0].shape[1] - 1
+        self._starts = np.cumsum([0] + [len(s) for s in shards])
 
     def __contains__(self, key: str) -> bool:
         return key in self.rows
 
-# %% ../nbs/16_features.ipynb #e3eccaf6
-@torch.no_grad()
-def encode(visual, records: Iterable[Record], image_size: int, batch_size: int = 64, label: str = "encode"):
-    "The `Features` of the records' pictures and the `Report` of what was unreadable; `visual`: pixels to query outputs."
-    report, keys, batch, values = Report(), [], [], []
+    def take(self, rows, views=None) -> dict[str, torch.Tensor]:
+        "`qformer_features` (rows, queries, hidden), fp32, of pictures by row; `views`: which of each (default: the whole)."
+        shards = np.searchsorted(self._starts, rows, side="right") - 1
+        views = np.zeros(len(rows), int) if views is None else views
+        found = [self.shards[s][row - self._starts[s], view] for s, row, view in zip(shards, rows, views)]
+        return {"qformer_features": torch.stack(found).float()}
 
-    def flush():
-        if batch:
-            pixels = torch.stack(batch).to(visual.device, visual.dtype)
-            values.append(visual(pixels).last_hidden_state.float().cpu())
-            batch.clear()
+    @property
+    def values(self) -> torch.Tensor:
+        "The whole pictures of all `keys`, in their order: (keys, queries, hidden), fp32."
+        return self.take(list(self.rows.values()))["qformer_features"]
 
-    seen = set()
-    for record in tqdm(records, label, disable=None):
-        if record.key in seen:
-            continue
-        seen.add(record.key)
-        try:
-            batch.append(to_pixel_values(record.open(), image_size))
-        except InputError as e:
-            report.drop("unreadable image", str(e))
-            continue
-        keys.append(record.key)
-        report.kept += 1
-        if len(batch) == batch_size:
-            flush()
-    flush()
-    if not keys:
-        raise InputError(f"{label}: no readable picture ({report}); make the corpora again")
-    return Features(keys, torch.cat(values)), report
+# %% ../nbs/16_features.ipynb #6846bd30
+class Pictures:
+    "The uncached twin of `Features`: opens a picture, and cuts the same crops, each time it is asked for."
+
+    def __init__(self, records: Iterable[Record], image_size: int, crops: int = 0, seed: int = 0):
+        catalogue, broken, self.found = Catalogue(records), [], []
+        for content, record in catalogue.pictures():
+            try:
+                record.open()
+                self.found.append((content, record))
+            except InputError:
+                broken.append(content)
+        self.rows, self.report = catalogue.rows(broken), catalogue.report
+        self.keys, self.image_size, self.crops, self.seed = list(self.rows), image_size, crops, seed
+
+    def __contains__(self, key: str) -> bool:
+        return key in self.rows
+
+    def take(self, rows, views=None) -> dict[str, torch.Tensor]:
+        "`pixel_values` (rows, 3, size, size) of pictures by row; `views`: which of each (default: the whole)."
+        views = [0] * len(rows) if views is None else views
+        found = [(*self.found[row], number) for row, number in zip(rows, views)]
+        return {"pixel_values": torch.stack([view(record.open(), self.image_size, self.seed, content, int(number))
+                                             for content, record, number in found])}
 
 # %% ../nbs/16_features.ipynb #78b9acf3
-def save_features(features: Features, path: str | Path, encoder: str) -> None:
-    "One safetensors file, with the keys and the hash of the `encoder` that made it."
-    with replacing(path) as temporary:
-        save_file({"features": features.values.contiguous()}, temporary,
-                  metadata={"facts": json.dumps(dict(keys=features.keys, encoder=encoder))})  # one entry: their order varies
+INDEX = "index.json"
 
 
-def load_features(path: str | Path, encoder: str | None = None) -> Features:
-    "What `save_features` wrote; an `InputError` if another `encoder` made it."
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such file; run `dvc repro features`")
+def digest_of(values: torch.Tensor) -> str:
+    "The sha256 of a tensor's bytes."
+    return hashlib.sha256(values.contiguous().flatten().view(torch.uint8).numpy()).hexdigest()
+
+
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[None]:
+    "An `InputError` in place of what a full disk raises."
+    try:
+        yield
+    except (OSError, SafetensorError) as e:
+        raise InputError(f"{path}: cannot be written ({e}); free some disk and run again: finished shards are kept") from e
+
+
+def write_shard(path: Path, values: torch.Tensor, broken: list[str]) -> None:
+    "Write `values` (pictures, views, queries, hidden), and the contents of the pictures that are `broken`."
+    facts = json.dumps(dict(digest=digest_of(values), broken=broken))  # one entry: the order of several varies
+    with written(path), replacing(path) as temporary:
+        save_file({"features": values.contiguous()}, temporary, metadata={"facts": facts})
+
+
+def read_shard(path: Path) -> tuple[torch.Tensor, dict]:
+    "The values, mapped into memory, and the facts: `digest` and `broken`."
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; run `dvc repro encode`")
     try:
         with safe_open(path, "pt") as f:
-            facts, values = json.loads(f.metadata()["facts"]), f.get_tensor("features")
-    except SafetensorError as e:
-        raise InputError(f"{path}: not a safetensors file ({e}); delete it and run `dvc repro features`") from e
-    if encoder is not None and facts["encoder"] != encoder:
-        raise InputError(f"{path}: made by another encoder ({facts['encoder'][:8]}, not {encoder[:8]}); run `dvc repro features`")
-    return Features(facts["keys"], values)
+            facts = json.loads((f.metadata() or {})["facts"])
+            return f.get_tensor("features"), dict(digest=facts["digest"], broken=facts["broken"])
+    except (SafetensorError, ValueError, KeyError, TypeError) as e:
+        raise InputError(f"{path}: no sound shard of features ({e}); delete it and run `dvc repro encode`") from e
+
+# %% ../nbs/16_features.ipynb #30a62aa6
+def write_index(folder: Path, made: dict, shards: dict[str, list[str]], keys: dict[str, str]) -> None:
+    "What the folder was `made` by, which contents are the rows of each shard (file: contents), and the contents of the keys."
+    with written(folder / INDEX):
+        write_json(folder / INDEX, {**made, "shards": shards, "keys": keys})
+
+
+def load_features(folder: str | Path, made: dict | None = None) -> Features:
+    "The features in `folder`; an `InputError` where they are not `made` as asked: encoder, crops, seed, dtype."
+    folder = Path(folder)
+    index = read_json(folder / INDEX, "run `dvc repro encode`")
+    if not isinstance(index, dict) or not {"shards", "keys", "crops"} <= index.keys():
+        raise InputError(f"{folder / INDEX}: no index of features; delete {folder} and run `dvc repro encode`")
+    for what, value in (made or {}).items():
+        if index.get(what) != value:
+            found, wanted = str(index.get(what))[:8], str(value)[:8]
+            raise InputError(f"{folder}: made with {what} {found}, not {wanted}; run `dvc repro encode`")
+    shards = []
+    for name, contents in index["shards"].items():
+        values, _ = read_shard(folder / name)
+        if values.ndim != 4 or values.shape[:2] != (len(contents), 1 + index["crops"]):
+            raise InputError(f"{folder / name}: {tuple(values.shape)} does not fit {INDEX}; run `dvc repro encode`")
+        shards.append(values)
+    contents = [content for shard in index["shards"].values() for content in shard]
+    return Features(number_rows(index["keys"], contents), shards)

@@ -16,7 +16,7 @@ from PIL import Image
 from .profile import InputError
 
 # %% auto #0
-__all__ = ['MEAN', 'STD', 'as_rgb', 'to_pixel_values', 'random_box']
+__all__ = ['MEAN', 'STD', 'as_rgb', 'to_pixel_values', 'random_box', 'random_crop']
 
 # %% ../nbs/12a_pixels.ipynb #a5acefe2
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # CLIP's, as BLIP-2 uses them
@@ -59,3 +59,8 @@ def random_box(
     h = min(height, round(width / ratio[0]))
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h
+
+
+def random_crop(image: Image.Image, size: int, rng: torch.Generator | None = None) -> torch.Tensor:
+    "A random part of `image`, by `random_box`, as `to_pixel_values` gives it: (3, size, size)."
+    return to_pixel_values(image, size, random_box(*as_rgb(image).size, rng))

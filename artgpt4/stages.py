@@ -10,24 +10,29 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from torch import nn
 from transformers import AutoTokenizer
 
 from .batches import Batches, Pairs, collate, make_pairs, permute_pictures
+from .checkpoints import Checkpoint
 from .data.corpora import read_alignment, read_shards
-from .data.records import Records
-from .features import encode, load_features, save_features
+from .data.records import Records, Report
+from .encode import encode
+from .features import INDEX, Features, load_features
 from .files import fingerprint, sha256
 from .model import ArtGPT4ForConditionalGeneration, VisualTokens
 from .processor import ArtGPT4Processor
 from .profile import InputError, Profile, Rate
 from .release import load_trained
 from .schedule import release_lr
-from .trainer import Checkpoint, fit
+from .trainer import fit
+from .watching import Watch
 
 # %% auto #0
-__all__ = ['STAGE_SPLITS', 'CONTROLS', 'TRAINING_CODE', 'PRECISIONS', 'read_split', 'encode_split', 'features_path',
-           'split_pairs', 'build', 'training_code', 'stage_loss', 'validation_loss', 'train_stage']
+__all__ = ['STAGE_SPLITS', 'CONTROLS', 'TRAINING_CODE', 'PRECISIONS', 'read_split', 'frozen_parts', 'features_path',
+           'encoding_of', 'encode_split', 'split_features', 'split_pairs', 'build', 'training_code', 'stage_loss',
+           'validation_loss', 'train_stage']
 
 # %% ../nbs/20b_stages.ipynb #7e3da2c9
 STAGE_SPLITS = {1: ("shards/train", "shards/validation"), 2: ("alignment/train", "alignment/validation")}
@@ -40,31 +45,46 @@ def read_split(profile: Profile, split: str) -> Records:
     return read_shards(folder / "*.tar") if split.startswith("shards/") else read_alignment(folder)
 
 # %% ../nbs/20b_stages.ipynb #57ab36ec
-def encode_split(profile: Profile, split: str) -> dict:
-    "Look at every picture of a split once and save the features; how many were kept and dropped."
-    eyes = VisualTokens.from_pretrained(profile.foundation_folder / "vision").eval()
-    size = eyes.config.vision_config.image_size
-    features, report = encode(eyes, read_split(profile, split), size, label=f"encode {split}")
-    save_features(features, features_path(profile, split), sha256(profile.foundation_folder / "vision"))
-    return dict(kept=report.kept, dropped=dict(report.dropped))
+def frozen_parts(profile: Profile) -> Path:
+    "The folder of the frozen parts; an `InputError` where they are not made yet."
+    if not profile.foundation_folder.is_dir():
+        raise InputError(f"{profile.foundation_folder}: no frozen parts; run `dvc repro foundation`")
+    return profile.foundation_folder
 
 
 def features_path(profile: Profile, split: str) -> Path:
-    "Where a split's features lie."
-    return profile.data / "features" / f"{split}.safetensors"
+    "The folder of a split's features."
+    return profile.data / "features" / split
+
+
+def encoding_of(profile: Profile, split: str) -> dict:
+    "What a split's features are made by. Crops are kept of what is trained on, and the seed draws nothing else."
+    crops = profile.encode.crops if split in [train for train, _ in STAGE_SPLITS.values()] else 0
+    return dict(encoder=sha256(frozen_parts(profile) / "vision"), crops=crops, seed=profile.seed if crops else None,
+                dtype=profile.encode.dtype)
+
+# %% ../nbs/20b_stages.ipynb #2d431026
+def encode_split(profile: Profile, split: str) -> Report:
+    "Look at every picture of a split once, and keep what was seen; what was kept and dropped."
+    eyes = VisualTokens.from_pretrained(frozen_parts(profile) / "vision").eval()
+    eyes.to("cuda" if torch.cuda.is_available() else "cpu")
+    return encode(eyes, read_split(profile, split), features_path(profile, split), encoding_of(profile, split),
+                  profile.encode.shard_size, split)
+
+
+def split_features(profile: Profile, split: str) -> Features:
+    "A split's features; an `InputError` if other eyes made them, or other dials."
+    return load_features(features_path(profile, split), encoding_of(profile, split))
 
 
 def split_pairs(profile: Profile, split: str, stage: int) -> Pairs:
-    "A split's texts with the features of their pictures; an `InputError` if other eyes made them."
-    features = load_features(features_path(profile, split), sha256(profile.foundation_folder / "vision"))
-    return make_pairs(read_split(profile, split), features, stage)
+    "A split's texts with the features of their pictures."
+    return make_pairs(read_split(profile, split), split_features(profile, split), stage)
 
 # %% ../nbs/20b_stages.ipynb #7b45ca03
 def build(profile: Profile, scheme: str, seed: int) -> tuple[ArtGPT4ForConditionalGeneration, ArtGPT4Processor]:
     "The untrained model of a scheme (or control) on the profile's frozen parts, and its processor."
-    home = profile.foundation_folder
-    if not home.is_dir():
-        raise InputError(f"{home}: no frozen parts; run `dvc repro foundation`")
+    home = frozen_parts(profile)
     torch.manual_seed(seed)
     model = ArtGPT4ForConditionalGeneration.from_parts(
         home / "vision", home / "language", scheme=CONTROLS.get(scheme, scheme))
@@ -74,8 +94,8 @@ def build(profile: Profile, scheme: str, seed: int) -> tuple[ArtGPT4ForCondition
     return model, processor
 
 
-TRAINING_CODE = ["pixels", "prompts", "visual", "tuning", "adapter", "model", "processor", "features", "batches", "schedule",
-                 "trainer", "stages"]
+TRAINING_CODE = ["pixels", "prompts", "visual", "tuning", "adapter", "model", "processor", "features", "packing", "batches",
+                 "schedule", "recipes", "checkpoints", "watching", "trainer", "stages"]
 
 
 def training_code() -> str:
@@ -107,11 +127,14 @@ def validation_loss(model: nn.Module, pairs: Pairs, processor, stage: int, max_t
 
 # %% ../nbs/20b_stages.ipynb #3f6c0fa7
 def train_stage(profile: Profile, scheme: str, stage: int, seed: int, start: Path | None = None,
-                rate: Rate | None = None, checkpoint: Path | None = None) -> tuple[nn.Module, list[dict], dict]:
+                rate: Rate | None = None, checkpoint: Path | None = None,
+                watch: Watch | None = None) -> tuple[nn.Module, list[dict], dict]:
     "Train one stage of one scheme (stage 2 from the tensors in `start`); the model, its log and its summary."
-    dials = getattr(profile.train, f"stage{stage}")
+    train, dials, state = profile.train, getattr(profile.train, f"stage{stage}"), PartialState()
     if rate is None and scheme not in dials.rates:
         raise InputError(f"profiles/{profile.name}.yaml.train.stage{stage}.rates.{scheme}: missing; add its three rates")
+    if scheme == "prefix" and train.batching == "packed":
+        raise InputError(f"profiles/{profile.name}.yaml.train.batching: packed has one prefix a row; write bucketed for prefix")
     rate = rate or dials.rates[scheme]
     model, processor = build(profile, scheme, seed)
     if stage == 2:
@@ -119,14 +142,18 @@ def train_stage(profile: Profile, scheme: str, stage: int, seed: int, start: Pat
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     pairs, checked = (split_pairs(profile, split, stage) for split in STAGE_SPLITS[stage])
     seen = permute_pictures(pairs, seed) if scheme in CONTROLS else pairs
-    batches = Batches(seen, processor, stage, dials.batch_size, dials.max_target_tokens, seed)
+    batches = Batches(seen, processor, stage, dials.batch_size, dials.max_target_tokens, seed,
+                      train.batching, train.accumulate, state.process_index, state.num_processes)
+    watch = watch or Watch()
+    watch.samples, watch.vocabulary = dials.batch_size, model.config.text_config.vocab_size
     log = fit(
         model, batches, stage_loss,
         lambda step: release_lr(step, init_lr=rate.init, min_lr=rate.min, warmup_lr=rate.warmup,
                                 warmup_steps=dials.warmup_steps, iters_per_epoch=dials.iterations, max_epoch=dials.epochs),
-        dials.epochs * dials.iterations, weight_decay=profile.train.weight_decay, max_grad_norm=profile.train.max_grad_norm,
-        mixed_precision=PRECISIONS[profile.train.mixed_precision], label=f"{scheme}, stage {stage}",
-        checkpoint=Checkpoint(checkpoint, _mark(profile, scheme, stage, seed, rate, start)) if checkpoint else None)
+        dials.epochs * dials.iterations, weight_decay=train.weight_decay, max_grad_norm=train.max_grad_norm,
+        mixed_precision=PRECISIONS[train.mixed_precision], recipe=train.recipe, label=f"{scheme}, stage {stage}",
+        checkpoint=Checkpoint(checkpoint, _mark(profile, scheme, stage, seed, rate, start)) if checkpoint else None,
+        save_every=train.save_every, watch=watch)
     return model, log, _summary(model, log, checked, processor, stage, dials.max_target_tokens, seed)
 
 # %% ../nbs/20b_stages.ipynb #13664672
@@ -136,7 +163,7 @@ def _mark(profile: Profile, scheme: str, stage: int, seed: int, rate: Rate, star
         profile=profile.name, scheme=scheme, stage=stage, seed=seed, rate=rate, train=profile.train,
         foundation=sha256(profile.foundation_folder), start=sha256(start) if start else None,
         texts=[sha256(profile.data / "corpora" / s) for s in STAGE_SPLITS[stage]],
-        features=[sha256(features_path(profile, s)) for s in STAGE_SPLITS[stage]], code=training_code()))
+        features=[sha256(features_path(profile, s) / INDEX) for s in STAGE_SPLITS[stage]], code=training_code()))
 
 
 def _summary(model, log, checked: Pairs, processor, stage: int, limit: int, seed: int) -> dict:

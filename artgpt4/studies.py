@@ -21,16 +21,15 @@ from tqdm.auto import tqdm
 from .answers import caption, describe
 from .evaluation.content import ATTRIBUTES
 from .evaluation.scores import content_hits
-from .features import load_features
 from .files import fingerprint, locked, read_json, read_jsonl, recorded, sha256, write_json
 from .pipeline import answer_rows, score_rows
 from .profile import Profile, Rate, find_root
 from .release import save_trained
-from .stages import build, features_path, train_stage, training_code
+from .stages import build, split_features, train_stage, training_code
 
 # %% auto #0
-__all__ = ['TAUGHT', 'GRID', 'SEEDS', 'T975', 'marked', 'remembered', 'rate_of', 'named_right', 'best_rate', 'side_by_side',
-           'run_rates', 'run_seeds', 'seed_interval']
+__all__ = ['TAUGHT', 'GRID', 'SEEDS', 'T975', 'marked', 'remembered', 'rate_of', 'named_right', 'best_rate', 'inputs_of',
+           'side_by_side', 'run_rates', 'run_seeds', 'seed_interval']
 
 # %% ../nbs/25c_studies.ipynb #05ba184c
 def marked(folder: Path, settings: dict, ending: str) -> Path:
@@ -56,7 +55,7 @@ TAUGHT = {1: ATTRIBUTES[:4], 2: [*ATTRIBUTES, "emotion"]}
 
 def named_right(profile: Profile, model, stage: int) -> float:
     "The mean accuracy of what `stage` teaches to name, over the validation paintings."
-    features = load_features(features_path(profile, "alignment/validation"), sha256(profile.foundation_folder / "vision"))
+    features = split_features(profile, "alignment/validation")
     _, processor = build(profile, "projection", profile.seed)
     say = caption if stage == 1 else describe
     texts = say(model, processor, features.values, max_new_tokens=profile.evaluate.max_new_tokens, label="validate")
@@ -74,7 +73,7 @@ def best_rate(rows: list[dict], scheme: str, stage: int) -> float:
     return max(mine, key=lambda r: (r["named"], -r["validation_loss"]))["rate"]
 
 # %% ../nbs/25c_studies.ipynb #1cd9b456
-def _inputs(profile: Profile) -> list[str]:
+def inputs_of(profile: Profile) -> list[str]:
     "Hashes of all that a run reads besides its settings: frozen parts, corpora, features."
     return [sha256(folder) for folder in (profile.foundation_folder, profile.data / "corpora", profile.data / "features")]
 
@@ -83,7 +82,7 @@ def _trained(profile: Profile, scheme: str, stage: int, seed: int, peak: float |
     "One run's summary and the file of its tensors; `peak` None: the profile's own rates."
     start = folder / f"{scheme}-stage1-{seed}-chosen.safetensors" if stage == 2 else None
     settings = dict(profile=dataclasses.asdict(profile), scheme=scheme, stage=stage, seed=seed, peak=peak,
-                    start=sha256(start) if start else None, inputs=_inputs(profile))
+                    start=sha256(start) if start else None, inputs=inputs_of(profile))
     out = marked(folder, settings, "safetensors")
 
     def work():

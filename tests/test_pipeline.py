@@ -71,10 +71,21 @@ def test_a_second_run_finds_everything_up_to_date(copy):
 
 def test_a_forced_stage_makes_the_same_bits(copy):
     before = yaml.safe_load((copy.folder / "dvc.lock").read_text())["stages"]
-    for stage in ("stage1@artgpt4", "answers@artgpt4", "render-curves"):
+    for stage in ("encode@shards-train", "stage1@artgpt4", "answers@artgpt4", "render-curves"):
         copy(f"dvc repro -f -s {stage}")
     after = yaml.safe_load((copy.folder / "dvc.lock").read_text())["stages"]
     assert after == before
+
+
+def test_only_what_is_lost_is_looked_at_again(copy):
+    "DVC leaves the folder alone when it runs the stage again, and so does the stage with sound shards."
+    folder = copy.folder / "data/smoke/features/shards/train"
+    lost = next(folder.glob("*.safetensors"))
+    before = lost.read_bytes()
+    lost.unlink()
+    assert "32 of 64 pictures to look at" in copy("dvc repro encode@shards-train")
+    assert lost.read_bytes() == before
+    assert "Data and pipelines are up to date" in copy("dvc repro")
 
 
 def test_other_profiles_are_untouched(copy):
@@ -90,13 +101,13 @@ def test_a_dial_turns_and_runs_only_what_it_touches(copy):
 
 @pytest.mark.parametrize("spoil, told", [
     ("data/smoke/corpora/alignment/train/filter_cap.json", "no such file"),
-    ("data/smoke/features/alignment/train.safetensors", "no such file; run `dvc repro features`"),
+    ("data/smoke/features/alignment/train/index.json", "no such file; run `dvc repro encode`"),
 ])
 def test_a_missing_file_is_named(copy, spoil, told):
     path = copy.folder / spoil
     aside = path.rename(path.with_suffix(".aside"))
     try:
-        out = copy("artgpt4 train artgpt4 1" if "shards" in spoil else "artgpt4 features alignment/train"
+        out = copy("artgpt4 train artgpt4 1" if "shards" in spoil else "artgpt4 encode alignment/train"
                    if "corpora" in spoil else "artgpt4 train artgpt4 2", code=2)
         assert path.name in out and told in out and "Traceback" not in out
     finally:
