@@ -7,6 +7,7 @@ Docs: https://artgpt4.github.io/artgpt4/batches.html.md"""
 # %% ../nbs/17_batches.ipynb #29ff15ae
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,11 +15,13 @@ import torch
 
 from .data.records import Records
 from .features import Features
+from .packing import deal, fill_rows, pack, pad, share
 from .prompts import DESCRIBE, IMAGE_PLACE, STAGE1_END, STAGE2_END, STAGE2_PROMPT, clean_caption
 from .profile import InputError
 
 # %% auto #0
-__all__ = ['Pairs', 'make_pairs', 'permute_pictures', 'collate', 'Batches']
+__all__ = ['BLOCK', 'LAYOUTS', 'Pairs', 'make_pairs', 'permute_pictures', 'encode_pairs', 'collate', 'Draw', 'Draws',
+           'BucketedDraws', 'Batches']
 
 # %% ../nbs/17_batches.ipynb #597af572
 @dataclass(frozen=True)
@@ -57,33 +60,105 @@ def permute_pictures(pairs: Pairs, seed: int) -> Pairs:
     return Pairs(pairs.features, rows, pairs.texts)
 
 # %% ../nbs/17_batches.ipynb #fedb36af
-def collate(pairs: Pairs, chosen, processor, stage: int, max_target_tokens: int, instruction: str = DESCRIBE[0],
-            views=None) -> dict:
-    "The model's input for the `chosen` pairs: ids, mask and labels (batch, tokens), and the pictures in their `views`."
+def encode_pairs(pairs: Pairs, chosen, processor, stage: int, max_target_tokens: int, instruction: str = DESCRIBE[0]) -> list:
+    "Ids and labels of each of the `chosen` pairs."
     prompt = IMAGE_PLACE if stage == 1 else STAGE2_PROMPT.format(instruction=instruction)
+    before = processor.encode_prompt(prompt)
     end = STAGE1_END if stage == 1 else STAGE2_END
-    coded = [processor.encode_pair(prompt, pairs.texts[i], end, max_target_tokens) for i in chosen]
-    longest = max(len(ids) for ids, _ in coded)
-    pad = processor.tokenizer.eos_token_id
-    return {
-        "input_ids": torch.tensor([ids + [pad] * (longest - len(ids)) for ids, _ in coded]),
-        "attention_mask": torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids, _ in coded]),
-        "labels": torch.tensor([labels + [-100] * (longest - len(labels)) for _, labels in coded]),
-        **pairs.features.take(pairs.rows[list(chosen)], views),
-    }
+    asked = processor.encode_targets([pairs.texts[i] for i in chosen], end, max_target_tokens)
+    return [(before + ids, [-100] * len(before) + ids) for ids in asked]
+
+
+def collate(pairs: Pairs, chosen, processor, stage: int, max_target_tokens: int, instruction: str = DESCRIBE[0]) -> dict:
+    "The model's input for the `chosen` pairs: ids, mask and labels (batch, tokens), and the pictures' features."
+    coded = encode_pairs(pairs, chosen, processor, stage, max_target_tokens, instruction)
+    return {**pad(coded, processor.pad_id), **pairs.features.take(pairs.rows[list(chosen)])}
 
 # %% ../nbs/17_batches.ipynb #74a4274a
-class Batches:
-    "The batch of any step: drawn with replacement from the pairs, by seed, stage and step alone."
+@dataclass(frozen=True)
+class Draw:
+    "What one step learns from: pairs, the view of each one's picture, and the instruction they share."
+
+    chosen: np.ndarray  # (batch,)
+    views: np.ndarray  # (batch,) 0: the whole picture; k: its k-th crop
+    instruction: str
+
+
+class Draws:
+    "The draw of any step: with replacement from the pairs, by seed, stage and step alone."
 
     def __init__(self, pairs: Pairs, processor, stage: int, batch_size: int, max_target_tokens: int, seed: int):
         self.pairs, self.processor, self.stage = pairs, processor, stage
         self.batch_size, self.max_target_tokens, self.seed = batch_size, max_target_tokens, seed
 
-    def __call__(self, step: int) -> dict:
+    def draw(self, step: int) -> Draw:
+        "The step's pairs in the order they were drawn."
         rng = np.random.default_rng([self.seed, self.stage, step])
         chosen = rng.integers(len(self.pairs), size=self.batch_size)
         instruction = DESCRIBE[int(rng.integers(len(DESCRIBE)))]
         crops = self.pairs.features.crops
-        views = rng.integers(1, 1 + crops, size=self.batch_size) if crops else None
-        return collate(self.pairs, chosen, self.processor, self.stage, self.max_target_tokens, instruction, views)
+        views = rng.integers(1, crops + 1, size=self.batch_size) if crops else np.zeros(self.batch_size, int)
+        return Draw(chosen, views, instruction)
+
+    def encode(self, chosen, instruction: str = DESCRIBE[0]) -> list:
+        "Ids and labels of each of the `chosen` pairs."
+        return encode_pairs(self.pairs, chosen, self.processor, self.stage, self.max_target_tokens, instruction)
+
+# %% ../nbs/17_batches.ipynb #46b022c5
+BLOCK = 32  # steps whose pairs are sorted together
+
+
+class BucketedDraws(Draws):
+    "The same pairs, exchanged among the steps of a block, so that the texts of a batch are about equally long."
+
+    def __init__(self, *args):
+        super().__init__(*args)
+        self.block = functools.lru_cache(maxsize=1)(self.sort_block)
+
+    def sort_block(self, number: int) -> tuple[np.ndarray, np.ndarray]:
+        "Pairs and views (steps, batch) of a block: sorted by length, cut into batches, the batches shuffled."
+        draws = [super(BucketedDraws, self).draw(number * BLOCK + step) for step in range(BLOCK)]
+        chosen, views = np.concatenate([d.chosen for d in draws]), np.concatenate([d.views for d in draws])
+        order = np.argsort([len(ids) for ids, _ in self.encode(chosen)], kind="stable").reshape(BLOCK, self.batch_size)
+        order = np.random.default_rng([self.seed, self.stage, number, 17]).permutation(order)
+        return chosen[order], views[order]
+
+    def draw(self, step: int) -> Draw:
+        "The step's share of its block, under the step's own instruction."
+        chosen, views = (part[step % BLOCK] for part in self.block(step // BLOCK))
+        return Draw(chosen, views, super().draw(step).instruction)
+
+# %% ../nbs/17_batches.ipynb #c8379fe9
+LAYOUTS = ("padded", "bucketed", "packed")
+
+
+class Batches:
+    "A step's batch, or this process's share of it: a list of `accumulate` parts, each an input of the model."
+
+    def __init__(self, pairs: Pairs, processor, stage: int, batch_size: int, max_target_tokens: int, seed: int,
+                 batching: str = "padded", accumulate: int = 1, process: int = 0, processes: int = 1):
+        if batching not in LAYOUTS:
+            raise InputError(f"batching {batching!r}: write one of {', '.join(LAYOUTS)}")
+        if batch_size < processes * accumulate:
+            raise InputError(f"batch_size {batch_size}: {processes} processes x {accumulate} parts would leave some empty; "
+                             "raise it, or lower `accumulate`")
+        draws = BucketedDraws if batching == "bucketed" else Draws
+        self.draws = draws(pairs, processor, stage, batch_size, max_target_tokens, seed)
+        self.packed, self.parts, self.mine = batching == "packed", processes * accumulate, slice(process, None, processes)
+
+    def __call__(self, step: int) -> list[dict]:
+        draw = self.draws.draw(step)
+        coded = self.draws.encode(draw.chosen, draw.instruction)
+        asked = torch.tensor(sum(label != -100 for _, labels in coded for label in labels))
+        parts = share([len(ids) for ids, _ in coded], self.parts) if self.packed else deal(len(coded), self.parts)
+        return [{**self.lay_out(coded, part, draw), "num_items_in_batch": asked} for part in parts[self.mine]]
+
+    def lay_out(self, coded: list, part: list[int], draw: Draw) -> dict:
+        "Some samples as the model's input: ids, labels, what keeps samples apart, and the pictures in their order."
+        pairs, pad_id = self.draws.pairs, self.draws.processor.pad_id
+        if self.packed:
+            rows = [[part[i] for i in row] for row in fill_rows([len(coded[i][0]) for i in part])]
+            part, text = [i for row in rows for i in row], pack(coded, rows, pad_id)
+        else:
+            text = pad([coded[i] for i in part], pad_id)
+        return {**text, **pairs.features.take(pairs.rows[draw.chosen[part]], draw.views[part])}

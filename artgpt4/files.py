@@ -97,7 +97,7 @@ def sha256(path: str | Path) -> str:
     "The sha256 of a file, read in pieces; of a folder, over its files' names and hashes in sorted order."
     path, digest = Path(path), hashlib.sha256()
     if path.is_dir():
-        for file in sorted(p for p in path.rglob("*") if p.is_file() and not p.name.endswith(".run.json")):
+        for file in sorted(p for p in path.rglob("*") if p.is_file() and not p.name.endswith((".run.json", ".run.jsonl"))):
             digest.update(f"{file.relative_to(path).as_posix()} {sha256(file)}\n".encode())
     else:
         with open(path, "rb") as f:
@@ -134,13 +134,16 @@ def recorded(path: str | Path) -> Iterator[dict]:
 
 # %% ../nbs/01_files.ipynb #6ed7ee87
 @contextlib.contextmanager
-def locked(folder: str | Path) -> Iterator[None]:
-    "Hold `folder` alone; an `InputError` if another process holds it."
+def locked(folder: str | Path, wait: bool = False) -> Iterator[None]:
+    "Hold `folder` alone; if another process holds it, an `InputError`, or `wait` for its end."
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / ".lock", "w") as f:
         try:
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as e:
-            raise InputError(f"{folder}: another run is writing here; wait for it or stop it") from e
+            if not wait:
+                raise InputError(f"{folder}: another run is writing here; wait for it or stop it") from e
+            print(f"{folder}: another run is writing here; waiting for its end")
+            fcntl.flock(f, fcntl.LOCK_EX)
         yield

@@ -26,13 +26,13 @@ from transformers.utils import can_return_tuple
 
 from .adapter import ImageAdapter, decoder_blocks, set_scheme
 from .profile import InputError
-from .tuning import reset_tuning
+from .tuning import reset_tuning, tuned_by
 from .visual import ArtGPT4PreTrainedModel, VisualTokens, VisualTokensConfig, load_part
 
 # %% auto #0
 __all__ = ['NOT_QUANTISED', 'ArtGPT4Config', 'ArtGPT4Parts', 'find_image_tokens', 'ArtGPT4Inputs', 'quantise_base_only',
-           'ArtGPT4Folders', 'WithoutImages', 'ArtGPT4Generation', 'labelled_columns',
-           'ArtGPT4ForConditionalGeneration']
+           'ArtGPT4Folders', 'WithoutImages', 'ArtGPT4Generation', 'labelled_columns', 'labelled_places', 'token_loss',
+           'is_packed', 'keep_apart', 'ArtGPT4ForConditionalGeneration']
 
 # %% ../nbs/13_model.ipynb #8b0b23cc
 class ArtGPT4Config(VisualTokensConfig):
@@ -222,12 +222,51 @@ class ArtGPT4Generation(ArtGPT4Folders, GenerationMixin):
         return WithoutImages(super()._get_logits_processor(*args, **kwargs), self.config.image_token_id)
 
 # %% ../nbs/13_model.ipynb #2b6211a4
+def _asks(asked: torch.Tensor) -> torch.Tensor:
+    if not asked.any():
+        raise InputError("labels: all are -100, so there is nothing to learn from; mask the prompt, not the target")
+    return asked
+
+
 def labelled_columns(labels: torch.Tensor) -> torch.Tensor:
     "The columns of `labels` (batch, tokens) whose next token some row is asked for; -100 asks for nothing."
-    columns = (labels[:, 1:] != -100).any(0).nonzero().flatten()
-    if not len(columns):
-        raise InputError("labels: all are -100, so there is nothing to learn from; mask the prompt, not the target")
-    return columns
+    return _asks((labels[:, 1:] != -100).any(0)).nonzero().flatten()
+
+
+def labelled_places(labels: torch.Tensor, position_ids: torch.Tensor) -> torch.Tensor:
+    "The same of packed rows, as a mask (rows, tokens); the first token of a sample is asked of nobody."
+    return _asks((labels != -100) & (position_ids > 0)).roll(-1, 1)
+
+
+def token_loss(logits: torch.Tensor, asked: torch.Tensor, num_items_in_batch=None) -> torch.Tensor:
+    "Mean cross entropy of the `asked` ids; or their sum over `num_items_in_batch`, where the batch comes in parts."
+    mean = num_items_in_batch is None
+    loss = cross_entropy(logits.float().flatten(0, -2), asked.flatten(), reduction="mean" if mean else "sum")
+    return loss if mean else loss / num_items_in_batch
+
+# %% ../nbs/13_model.ipynb #774dde5f
+def is_packed(position_ids: torch.Tensor | None, attention_mask=None, past_key_values=None) -> bool:
+    "Whether rows hold several samples: no mask, no cache, and `position_ids` (rows, tokens) that start again."
+    if position_ids is None or attention_mask is not None or past_key_values is not None:
+        return False
+    return bool((position_ids.diff(dim=-1) != 1).any())
+
+
+def keep_apart(language_model, position_ids: torch.Tensor, use_cache: bool | None = None) -> dict:
+    "What a language model must be told lest samples in one row see each other; an `InputError` where nothing helps."
+    if tuned_by(language_model) == "prefix":
+        raise InputError("prefix: it stands before a row, not before each sample; use padded or bucketed batches")
+    if use_cache:
+        raise InputError("packed rows: with a cache their samples see each other; leave use_cache alone")
+    how = language_model.config._attn_implementation
+    if "flash" in how:  # it takes no mask, and looks for samples itself in a single row only
+        starts = (position_ids.flatten() == 0).nonzero().flatten()
+        bounds = torch.cat([starts, starts.new_tensor([position_ids.numel()])]).int()
+        longest = int(bounds.diff().max())
+        return dict(use_cache=False, cu_seq_lens_q=bounds, cu_seq_lens_k=bounds, max_length_q=longest, max_length_k=longest)
+    if how not in ("eager", "sdpa", "flex_attention"):
+        raise InputError(f"attention {how!r}: not known to keep packed samples apart; use sdpa or flex_attention")
+    return dict(use_cache=False)
 
 # %% ../nbs/13_model.ipynb #9668a30a
 class ArtGPT4ForConditionalGeneration(ArtGPT4Generation):
@@ -235,22 +274,26 @@ class ArtGPT4ForConditionalGeneration(ArtGPT4Generation):
 
     @can_return_tuple
     def forward(
-        self, input_ids=None, attention_mask=None, position_ids=None, pixel_values=None, qformer_features=None,
-        labels=None, past_key_values=None, inputs_embeds=None, logits_to_keep=0, skip_logits: bool = False, **kwargs,
+        self, input_ids=None, attention_mask=None, position_ids=None, pixel_values=None, qformer_features=None, labels=None,
+        past_key_values=None, inputs_embeds=None, logits_to_keep=0, skip_logits=False, num_items_in_batch=None, **kwargs,
     ) -> CausalLMOutputWithPast:
-        "`labels` (batch, tokens) give the loss; with `skip_logits` as well, no logits are returned."
+        "`labels` (batch, tokens) give the loss (see `token_loss`); with `skip_logits` as well, no logits are returned."
         if inputs_embeds is None:
             inputs_embeds = self.embed(input_ids, pixel_values, qformer_features)
-        columns = None if labels is None else labelled_columns(labels)
+        packed = is_packed(position_ids, attention_mask, past_key_values)
+        if packed:
+            kwargs |= keep_apart(self.language_model, position_ids, kwargs.get("use_cache"))
+        if labels is not None:
+            keep = labelled_places(labels, position_ids) if packed else labelled_columns(labels)
         outputs = self.language_model(
             inputs_embeds=inputs_embeds, attention_mask=attention_mask, position_ids=position_ids,
             past_key_values=past_key_values,
-            logits_to_keep=logits_to_keep if labels is None else columns if skip_logits else 0, **kwargs,
+            logits_to_keep=logits_to_keep if labels is None else keep if skip_logits else 0, **kwargs,
         )
         if labels is not None:
-            logits = outputs.logits if skip_logits else outputs.logits[:, columns]
-            asked = labels[:, columns + 1].to(logits.device)
-            outputs.loss = cross_entropy(logits.float().flatten(0, 1), asked.flatten())
+            places = keep if packed else (slice(None), keep)
+            logits = outputs.logits if skip_logits else outputs.logits[places]
+            outputs.loss = token_loss(logits, labels.roll(-1, 1)[places].to(logits.device), num_items_in_batch)
             outputs.logits = None if skip_logits else outputs.logits
         return outputs
 

@@ -7,33 +7,67 @@ Docs: https://artgpt4.github.io/artgpt4/pipeline.html.md"""
 # %% ../nbs/25b_pipeline.ipynb #0b64c681
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
+import os
+import platform
 import subprocess
 from pathlib import Path
 
+import accelerate
+import psutil
+import torch
+import transformers
+from accelerate.state import PartialState
+
 from .answers import caption, describe, shuffled
+from .checkpoints import Checkpoint
 from .data.corpora import read_alignment, read_artemis
 from .data.public import check_sources, lay_out_public
 from .encode import empty_if_old
 from .evaluation.benchmark import fetch_released, write_questions
 from .evaluation.scores import reference_points, score_answers
-from .files import locked, read_json, read_jsonl, recorded, sha256, write_csv, write_json, write_jsonl
+from .files import locked, read_json, read_jsonl, recorded, sha256, write_json, write_jsonl
 from .profile import InputError, Profile, find_root
 from .release import load_trained, save_trained
 from .stages import build, encode_split, features_path, split_features, train_stage, training_code
 from .studio.corpora import paint_corpora
 from .studio.foundation import train_language, train_vision
-from .trainer import Checkpoint
+from .watching import Watch
 
 # %% auto #0
-__all__ = ['TOLERANCE', 'UNTOUCHABLE', 'run_corpora', 'run_foundation', 'run_encode', 'weights_path', 'run_train', 'answer_rows',
-           'run_answers', 'score_rows', 'run_scores', 'headline', 'compare', 'reaches', 'forbidden']
+__all__ = ['TOLERANCE', 'UNTOUCHABLE', 'alone', 'forced', 'kept_at', 'run_corpora', 'run_foundation', 'run_encode',
+           'weights_path', 'run_train', 'circumstances', 'answer_rows', 'run_answers', 'score_rows', 'run_scores',
+           'headline', 'compare', 'reaches', 'forbidden']
+
+# %% ../nbs/25b_pipeline.ipynb #e015a9f5
+def alone(folder: Path):
+    "Hold `folder` alone: under DVC, wait for a command that outlived its `dvc`; by hand, an `InputError`."
+    return locked(folder, wait="DVC_STAGE" in os.environ)
+
+
+def forced() -> bool:
+    "Whether `dvc repro --force` (or `dvc exp run --force`) started this command."
+    if "DVC_STAGE" not in os.environ:
+        return False
+    lines = [parent.cmdline() for parent in psutil.Process().parents()]
+    flags = [arg for line in lines if {"repro", "run"} & set(line) and any(Path(a).name == "dvc" for a in line[:2]) for arg in line]
+    return any(arg == "--force" or (arg[:1] == "-" != arg[1:2] and "f" in arg) for arg in flags)
+
+
+def kept_at(folder: Path, mark: str = "") -> Checkpoint:
+    "The checkpoints in `folder`; none after a forced start."
+    checkpoint = Checkpoint(folder, mark)
+    if forced():
+        checkpoint.delete()
+    return checkpoint
 
 # %% ../nbs/25b_pipeline.ipynb #23e836fe
 def run_corpora(profile: Profile) -> None:
     "Paint the four corpora, or fetch the public ones and lay them out alike; their summary in `corpora.json`."
     folder, summary = profile.data / "corpora", profile.results / "corpora.json"
-    with locked(profile.data / ".corpora"), recorded(summary):
+    with alone(profile.data / ".corpora"), recorded(summary):
         if profile.corpora.source == "paint":
             write_json(summary, paint_corpora(profile, folder))
         elif profile.corpora.source == "download":
@@ -54,16 +88,19 @@ def run_foundation(profile: Profile) -> None:
     folder, summary = profile.foundation_folder, profile.results / "foundation.json"
     kept = find_root() / "checkpoints" / profile.name
     mark = f"{profile.seed} {profile.foundation} {training_code()} {sha256(Path(__file__).parent / 'studio')}"
-    with locked(kept / "foundation"), recorded(summary):
-        language = train_language(profile, folder / "language", Checkpoint(kept / "language", mark))
-        vision = train_vision(profile, folder / "vision", Checkpoint(kept / "vision", mark))
+    with alone(kept / "foundation"), recorded(summary):
+        checkpoints = [kept_at(kept / part, mark) for part in ("language", "vision")]
+        language = train_language(profile, folder / "language", checkpoints[0])
+        vision = train_vision(profile, folder / "vision", checkpoints[1])
         write_json(summary, dict(language=language, vision=vision))
+        for checkpoint in checkpoints:
+            checkpoint.delete()
 
 # %% ../nbs/25b_pipeline.ipynb #d32f1ad3
 def run_encode(profile: Profile, split: str) -> None:
     "Look once at every picture of a split."
     kept = find_root() / "checkpoints" / profile.name / "encode" / split
-    with locked(kept):
+    with alone(kept):
         empty_if_old(features_path(profile, split), kept / "code")
         print(f"{split}: {encode_split(profile, split)}")
 
@@ -74,20 +111,36 @@ def weights_path(profile: Profile, scheme: str, stage: int) -> Path:
         return profile.data / "models" / scheme / "stage1.safetensors"
     return profile.results / "models" / f"{scheme}.safetensors"
 
-
+# %% ../nbs/25b_pipeline.ipynb #3e0e4592
 def run_train(profile: Profile, scheme: str, stage: int) -> None:
-    "Train one stage of one scheme: its tensors, its curve (CSV) and its summary (JSON)."
+    "Train one stage of one scheme: its tensors, its log (JSONL) and its summary (JSON)."
     result = profile.results / "training" / f"{scheme}-stage{stage}.json"
     kept = find_root() / "checkpoints" / profile.name / f"{scheme}-stage{stage}"
-    start = weights_path(profile, scheme, 1) if stage == 2 else None
-    with locked(kept), recorded(result) as notes:
-        model, log, summary = train_stage(profile, scheme, stage, profile.seed, start, checkpoint=kept)
-        save_trained(model, weights_path(profile, scheme, stage))
-        write_csv(result.with_suffix(".csv"), log)
-        write_json(result, summary)
-        notes["steps"] = len(log)
-    print(f"{scheme}, stage {stage}: validation loss {summary['validation_loss']:.3f}, "
-          f"with shuffled pictures {summary['validation_loss_shuffled']:.3f}")
+    first = PartialState().is_main_process
+    with alone(kept) if first else contextlib.nullcontext(), recorded(result) if first else contextlib.nullcontext({}) as notes:
+        checkpoint, live = kept_at(kept) if first else None, result.with_suffix(".run.jsonl")
+        PartialState().wait_for_everyone()
+        watch = Watch(live, trackers=tuple(profile.train.trackers), settings=dataclasses.asdict(profile.train))
+        start = weights_path(profile, scheme, 1) if stage == 2 else None
+        model, log, summary = train_stage(profile, scheme, stage, profile.seed, start, checkpoint=kept, watch=watch)
+        if first:
+            save_trained(model, weights_path(profile, scheme, stage))
+            write_jsonl(result.with_suffix(".jsonl"), log)
+            write_json(result, summary)
+            checkpoint.delete()
+            notes.update(watch.summary(), **circumstances(profile, stage), trainable=summary["trainable"])
+            print(f"{scheme}, stage {stage}: validation loss {summary['validation_loss']:.3f}, "
+                  f"with shuffled pictures {summary['validation_loss_shuffled']:.3f}")
+
+
+def circumstances(profile: Profile, stage: int) -> dict:
+    "Seed, device, how the batch is made up, and versions."
+    batch, processes, parts = getattr(profile.train, f"stage{stage}").batch_size, PartialState().num_processes, profile.train.accumulate
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return dict(seed=profile.seed, device=device, threads=torch.get_num_threads(),
+                batch=dict(samples=batch, processes=processes, parts=parts),
+                versions=dict(python=platform.python_version(), torch=torch.__version__, transformers=transformers.__version__,
+                              accelerate=accelerate.__version__))
 
 # %% ../nbs/25b_pipeline.ipynb #0873f657
 def answer_rows(profile: Profile, scheme: str, seed: int, stage1: Path, stage2: Path) -> list[dict]:

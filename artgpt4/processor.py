@@ -7,6 +7,8 @@ Docs: https://artgpt4.github.io/artgpt4/processor.html.md"""
 # %% ../nbs/14_processor.ipynb #0c5b5b22
 from __future__ import annotations
 
+from os.path import commonprefix
+
 import torch
 from transformers import AutoProcessor
 from transformers.feature_extraction_utils import BatchFeature
@@ -18,7 +20,14 @@ from .profile import InputError
 from .prompts import IMAGE_PLACE
 
 # %% auto #0
-__all__ = ['Encoder', 'pad_left', 'ArtGPT4Processor']
+__all__ = ['cut_target', 'Encoder', 'pad_left', 'ArtGPT4Processor']
+
+# %% ../nbs/14_processor.ipynb #52a3c5ee
+def cut_target(ids: list[int], alone: list[int], limit: int) -> list[int]:
+    "At most `limit` of the `ids` of a target and its end; the target `alone` tells which are the end, and they stay."
+    end = ids[len(commonprefix([ids, alone])) :]
+    kept = ids[: max(limit - len(end), 0)] + end
+    return kept[len(kept) - limit :]
 
 # %% ../nbs/14_processor.ipynb #d4c9f081
 class Encoder(ProcessorMixin):
@@ -43,10 +52,19 @@ class Encoder(ProcessorMixin):
             ids += self.tokenizer(piece, add_special_tokens=False).input_ids if piece else []
         return ids
 
+    def encode_targets(self, targets: list[str], end: str, max_target_tokens: int) -> list[list[int]]:
+        "Ids of each target + end; what is too long loses the tail of its target and keeps its end."
+        coded = self.tokenizer([target + end for target in targets], add_special_tokens=False).input_ids
+        for i, ids in enumerate(coded):
+            if len(ids) > max_target_tokens:
+                alone = self.tokenizer(targets[i], add_special_tokens=False).input_ids
+                coded[i] = cut_target(ids, alone, max_target_tokens)
+        return coded
+
     def encode_pair(self, prompt: str, target: str, end: str, max_target_tokens: int) -> tuple[list[int], list[int]]:
-        "`input_ids` and `labels` of one example: the loss is on target + end, cut to `max_target_tokens`."
+        "`input_ids` and `labels` of one example: the loss is on target + end, at most `max_target_tokens`."
         before = self.encode_prompt(prompt)
-        asked = self.tokenizer(target + end, add_special_tokens=False).input_ids[:max_target_tokens]
+        [asked] = self.encode_targets([target], end, max_target_tokens)
         return before + asked, [-100] * len(before) + asked
 
 # %% ../nbs/14_processor.ipynb #ba5f4941

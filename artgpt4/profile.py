@@ -107,7 +107,7 @@ class Stage:
     iterations: int  # steps in an epoch
     batch_size: int
     warmup_steps: int
-    max_target_tokens: int  # longer targets are cut, end symbol and all, as in the released code
+    max_target_tokens: int  # longer targets lose their tail, but not their end symbol
     rates: dict[str, Rate]  # by scheme
 
 # %% ../nbs/00_profile.ipynb #3020b691
@@ -119,11 +119,12 @@ class Train:
     max_grad_norm: float  # 0: no clipping
     recipe: Literal["repaired", "released"]  # see the chapter on recipes
     mixed_precision: Literal["fp32", "bf16", "fp16"]  # of the computation; the trained tensors are fp32 in all of them
-    frozen: Literal["fp32", "bf16", "8bit", "4bit"]  # how the frozen language model is held
+    frozen: Literal["fp32", "bf16", "fp16", "8bit", "4bit"]  # how the frozen language model is held
     gradient_checkpointing: bool  # compute activations twice instead of keeping them
     batching: Literal["padded", "bucketed", "packed"]  # how texts of unequal length share a batch
     accumulate: int  # parts of a batch, one after another: less memory, the same gradient
     save_every: int  # steps between checkpoints
+    trackers: list[str]  # beside our own log: tensorboard, wandb; each has to be installed
     stage1: Stage
     stage2: Stage
 

@@ -24,7 +24,7 @@ from .profile import InputError
 
 # %% auto #0
 __all__ = ['NAMES', 'BUFFERS', 'RELEASED_PARTS', 'SAMPLE', 'RARE', 'released_name', 'our_name', 'read_released', 'load_release',
-           'export_release', 'released_parts', 'ks_uniform', 'fresh_test', 'release_report', 'report_lines',
+           'export_release', 'released_parts', 'ks_uniform', 'fresh_test', 'release_report', 'report_lines', 'whole',
            'base_fingerprint', 'save_trained', 'load_trained']
 
 # %% ../nbs/15_release.ipynb #0cfbbd48
@@ -280,12 +280,17 @@ def report_lines(report: dict) -> list[str]:
     ]
 
 # %% ../nbs/15_release.ipynb #e41cd93b
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    "All of a tensor that may lie in pieces on several GPUs. Then every process has to ask for it."
+    return tensor.detach().full_tensor() if hasattr(tensor, "full_tensor") else tensor.detach()
+
+
 def base_fingerprint(model) -> str:
     "Sixteen hex digits of the frozen tensors: their own names, shapes and 64 values of each, rounded to bf16."
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
-            flat = parameter.detach().flatten()
+            flat = whole(parameter).flatten()
             places = torch.linspace(0, len(flat) - 1, min(64, len(flat)), dtype=torch.float64).long()
             values = flat[places.to(flat.device)].to(torch.bfloat16).float().cpu().numpy()
             name = name.replace(".base_layer.", ".")  # what peft calls a layer's own weights
@@ -293,10 +298,12 @@ def base_fingerprint(model) -> str:
     return digest.hexdigest()[:16]
 
 # %% ../nbs/15_release.ipynb #d9a89e9e
-def save_trained(model, path: str | Path) -> None:
-    "Write what the scheme trains as safetensors; the metadata name the scheme and the base it was trained on."
-    tensors = {n: p.detach().cpu().contiguous() for n, p in model.named_parameters() if p.requires_grad}
+def save_trained(model, path: str | Path, first: bool = True) -> None:
+    "Write what the scheme trains as safetensors, with the scheme and the base. All processes call it, the `first` writes."
+    tensors = {n: whole(p).cpu().contiguous() for n, p in model.named_parameters() if p.requires_grad}
     facts = {"scheme": model.config.scheme, "base": base_fingerprint(model)}
+    if not first:
+        return
     with replacing(path) as temporary:
         save_file(tensors, temporary, metadata={"trained": json.dumps(facts)})  # one entry: their order varies
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from torch import nn
 from transformers import AutoTokenizer
 
 from .batches import Batches, Pairs, collate, make_pairs, permute_pictures
+from .checkpoints import Checkpoint
 from .data.corpora import read_alignment, read_shards
 from .data.records import Records, Report
 from .encode import encode
@@ -24,7 +26,8 @@ from .processor import ArtGPT4Processor
 from .profile import InputError, Profile, Rate
 from .release import load_trained
 from .schedule import release_lr
-from .trainer import Checkpoint, fit
+from .trainer import fit
+from .watching import Watch
 
 # %% auto #0
 __all__ = ['STAGE_SPLITS', 'CONTROLS', 'TRAINING_CODE', 'PRECISIONS', 'read_split', 'frozen_parts', 'features_path',
@@ -91,8 +94,8 @@ def build(profile: Profile, scheme: str, seed: int) -> tuple[ArtGPT4ForCondition
     return model, processor
 
 
-TRAINING_CODE = ["pixels", "prompts", "visual", "tuning", "adapter", "model", "processor", "features", "batches", "schedule",
-                 "trainer", "stages"]
+TRAINING_CODE = ["pixels", "prompts", "visual", "tuning", "adapter", "model", "processor", "features", "packing", "batches",
+                 "schedule", "recipes", "checkpoints", "watching", "trainer", "stages"]
 
 
 def training_code() -> str:
@@ -124,11 +127,14 @@ def validation_loss(model: nn.Module, pairs: Pairs, processor, stage: int, max_t
 
 # %% ../nbs/20b_stages.ipynb #3f6c0fa7
 def train_stage(profile: Profile, scheme: str, stage: int, seed: int, start: Path | None = None,
-                rate: Rate | None = None, checkpoint: Path | None = None) -> tuple[nn.Module, list[dict], dict]:
+                rate: Rate | None = None, checkpoint: Path | None = None,
+                watch: Watch | None = None) -> tuple[nn.Module, list[dict], dict]:
     "Train one stage of one scheme (stage 2 from the tensors in `start`); the model, its log and its summary."
-    dials = getattr(profile.train, f"stage{stage}")
+    train, dials, state = profile.train, getattr(profile.train, f"stage{stage}"), PartialState()
     if rate is None and scheme not in dials.rates:
         raise InputError(f"profiles/{profile.name}.yaml.train.stage{stage}.rates.{scheme}: missing; add its three rates")
+    if scheme == "prefix" and train.batching == "packed":
+        raise InputError(f"profiles/{profile.name}.yaml.train.batching: packed has one prefix a row; write bucketed for prefix")
     rate = rate or dials.rates[scheme]
     model, processor = build(profile, scheme, seed)
     if stage == 2:
@@ -136,14 +142,18 @@ def train_stage(profile: Profile, scheme: str, stage: int, seed: int, start: Pat
     model.to("cuda" if torch.cuda.is_available() else "cpu")
     pairs, checked = (split_pairs(profile, split, stage) for split in STAGE_SPLITS[stage])
     seen = permute_pictures(pairs, seed) if scheme in CONTROLS else pairs
-    batches = Batches(seen, processor, stage, dials.batch_size, dials.max_target_tokens, seed)
+    batches = Batches(seen, processor, stage, dials.batch_size, dials.max_target_tokens, seed,
+                      train.batching, train.accumulate, state.process_index, state.num_processes)
+    watch = watch or Watch()
+    watch.samples, watch.vocabulary = dials.batch_size, model.config.text_config.vocab_size
     log = fit(
         model, batches, stage_loss,
         lambda step: release_lr(step, init_lr=rate.init, min_lr=rate.min, warmup_lr=rate.warmup,
                                 warmup_steps=dials.warmup_steps, iters_per_epoch=dials.iterations, max_epoch=dials.epochs),
-        dials.epochs * dials.iterations, weight_decay=profile.train.weight_decay, max_grad_norm=profile.train.max_grad_norm,
-        mixed_precision=PRECISIONS[profile.train.mixed_precision], label=f"{scheme}, stage {stage}",
-        checkpoint=Checkpoint(checkpoint, _mark(profile, scheme, stage, seed, rate, start)) if checkpoint else None)
+        dials.epochs * dials.iterations, weight_decay=train.weight_decay, max_grad_norm=train.max_grad_norm,
+        mixed_precision=PRECISIONS[train.mixed_precision], recipe=train.recipe, label=f"{scheme}, stage {stage}",
+        checkpoint=Checkpoint(checkpoint, _mark(profile, scheme, stage, seed, rate, start)) if checkpoint else None,
+        save_every=train.save_every, watch=watch)
     return model, log, _summary(model, log, checked, processor, stage, dials.max_target_tokens, seed)
 
 # %% ../nbs/20b_stages.ipynb #13664672

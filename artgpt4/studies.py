@@ -28,8 +28,8 @@ from .release import save_trained
 from .stages import build, split_features, train_stage, training_code
 
 # %% auto #0
-__all__ = ['TAUGHT', 'GRID', 'SEEDS', 'T975', 'marked', 'remembered', 'rate_of', 'named_right', 'best_rate', 'side_by_side',
-           'run_rates', 'run_seeds', 'seed_interval']
+__all__ = ['TAUGHT', 'GRID', 'SEEDS', 'T975', 'marked', 'remembered', 'rate_of', 'named_right', 'best_rate', 'inputs_of',
+           'side_by_side', 'run_rates', 'run_seeds', 'seed_interval']
 
 # %% ../nbs/25c_studies.ipynb #05ba184c
 def marked(folder: Path, settings: dict, ending: str) -> Path:
@@ -73,7 +73,7 @@ def best_rate(rows: list[dict], scheme: str, stage: int) -> float:
     return max(mine, key=lambda r: (r["named"], -r["validation_loss"]))["rate"]
 
 # %% ../nbs/25c_studies.ipynb #1cd9b456
-def _inputs(profile: Profile) -> list[str]:
+def inputs_of(profile: Profile) -> list[str]:
     "Hashes of all that a run reads besides its settings: frozen parts, corpora, features."
     return [sha256(folder) for folder in (profile.foundation_folder, profile.data / "corpora", profile.data / "features")]
 
@@ -82,7 +82,7 @@ def _trained(profile: Profile, scheme: str, stage: int, seed: int, peak: float |
     "One run's summary and the file of its tensors; `peak` None: the profile's own rates."
     start = folder / f"{scheme}-stage1-{seed}-chosen.safetensors" if stage == 2 else None
     settings = dict(profile=dataclasses.asdict(profile), scheme=scheme, stage=stage, seed=seed, peak=peak,
-                    start=sha256(start) if start else None, inputs=_inputs(profile))
+                    start=sha256(start) if start else None, inputs=inputs_of(profile))
     out = marked(folder, settings, "safetensors")
 
     def work():

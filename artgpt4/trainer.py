@@ -1,4 +1,4 @@
-"""Stage 1, stage 2 and the frozen parts are all trained by the same forty lines, on Accelerate, with a proof that what should learn does.
+"""Stage 1, stage 2 and the frozen parts are all trained by the same loop, on Accelerate, with a proof that what should learn does.
 
 Docs: https://artgpt4.github.io/artgpt4/trainer.html.md"""
 
@@ -7,22 +7,29 @@ Docs: https://artgpt4.github.io/artgpt4/trainer.html.md"""
 # %% ../nbs/19_trainer.ipynb #9f405228
 from __future__ import annotations
 
+import contextlib
 import math
-
+import sys
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import gather_object
 from torch import nn
 from tqdm.auto import tqdm
 
-from .files import read_json, replacing, write_json
-from .profile import InputError
+from .checkpoints import Checkpoint, random_states, set_random_states
+from .processes import accelerator_of, here, put_state, ready_to_shard, whole_state
+from .profile import InputError, find_root
+from .recipes import CLIP, part_of, swap_adapters
+from .release import whole
+from .watching import Watch, diagnosis
 
 # %% auto #0
-__all__ = ['make_optimizer', 'CheckpointFiles', 'Checkpoint', 'fit', 'prove_training']
+__all__ = ['make_optimizer', 'Run', 'tracked', 'begin', 'backward', 'clip', 'step', 'state_of', 'keep', 'resume', 'flat', 'fit',
+           'prove_training']
 
 # %% ../nbs/19_trainer.ipynb #b891d671
 def make_optimizer(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
@@ -38,91 +45,160 @@ def make_optimizer(model: nn.Module, lr: float, weight_decay: float) -> torch.op
               dict(params=[p for n, p in trained if n not in matrices], weight_decay=0.0)]
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.999), eps=1e-8)
 
-# %% ../nbs/19_trainer.ipynb #b7e45459
-class CheckpointFiles:
-    "Where a run's checkpoint lies: `checkpoint.json` points to the state of one step."
-
-    def __init__(self, folder: Path, fingerprint: str):
-        self.folder, self.fingerprint = Path(folder), fingerprint
-        self.facts = self.folder / "checkpoint.json"
-
-    def prune(self, keep: Path | None = None) -> None:
-        "Delete the states of all steps but `keep`."
-        for state in self.folder.glob("step-*.pt"):
-            if state != keep:
-                state.unlink()
-
-    def delete(self) -> None:
-        "Forget the run."
-        self.facts.unlink(missing_ok=True)
-        self.prune()
-
-# %% ../nbs/19_trainer.ipynb #74c4f343
-class Checkpoint(CheckpointFiles):
-    "The last saved step of a run in `folder`, valid for one `fingerprint`."
-
-    def load(self, trained: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer) -> list[dict]:
-        "Restore tensors and optimizer; the log so far, empty where there is nothing to resume."
-        if not self.facts.is_file():
-            return []
-        facts = read_json(self.facts)
-        if facts["fingerprint"] != self.fingerprint:
-            print(f"{self.folder}: a checkpoint of other settings; starting over")
-            self.delete()
-            return []
-        state = torch.load(self.folder / facts["state"], weights_only=True)
-        with torch.no_grad():
-            for name, tensor in trained.items():
-                tensor.copy_(state["trained"][name])
-        optimizer.load_state_dict(state["optimizer"])
-        print(f"{self.folder}: resumed at step {len(facts['log'])}")
-        return facts["log"]
-
-    def save(self, trained: dict[str, torch.Tensor], optimizer: torch.optim.Optimizer, log: list[dict]) -> None:
-        "Write the state under its step's name, then the facts that point to it: a kill between the two costs nothing."
-        state = self.folder / f"step-{len(log)}.pt"
-        with replacing(state) as temporary:
-            torch.save(dict(trained=trained, optimizer=optimizer.state_dict()), temporary)
-        write_json(self.facts, dict(fingerprint=self.fingerprint, state=state.name, log=log))
-        self.prune(keep=state)
-
 # %% ../nbs/19_trainer.ipynb #8d498318
-def fit(model: nn.Module, batch_at: Callable[[int], dict], loss_of: Callable, lr_at: Callable[[int], float], steps: int, *,
-        weight_decay: float = 0.05, max_grad_norm: float = 0.0, mixed_precision: str = "no", label: str = "train",
-        checkpoint: Checkpoint | None = None, save_every: int = 200) -> list[dict]:
-    "Train what requires a gradient for `steps` steps; the log, one row a step: step, lr, loss, grad_norm."
-    AcceleratorState._reset_state()  # one process may train in one precision after another
-    accelerator = Accelerator(mixed_precision=mixed_precision)
-    optimizer = make_optimizer(model, lr_at(0), weight_decay)
-    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    log = checkpoint.load(trained, optimizer) if checkpoint else []
+@dataclass
+class Run:
+    "A model and its optimizer, prepared by Accelerate, and how a step of it goes."
+
+    accelerator: Accelerator
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    trained: dict[str, nn.Parameter]  # by name; their gradients are clipped and measured
+    loss_of: Callable
+    max_grad_norm: float  # 0: only measured
+    clip_scaled: bool  # the released recipe in fp16
+
+# %% ../nbs/19_trainer.ipynb #0a0a2723
+def tracked(watch: Watch) -> dict:
+    "Accelerate's arguments for the watch's trackers; an `InputError` for one that is not installed."
+    installed = {tracker.value for tracker in get_available_trackers()}
+    for name in watch.trackers:
+        if isinstance(name, str) and name not in installed:
+            raise InputError(f"train.trackers: {name}: no tracker of this name is installed; install it (`pip install {name}`)")
+    return dict(log_with=watch.trackers, project_dir=str(find_root() / "checkpoints/trackers")) if watch.trackers else {}
+
+# %% ../nbs/19_trainer.ipynb #e42a7cd5
+def begin(model: nn.Module, loss_of: Callable, lr: float, weight_decay: float, max_grad_norm: float, mixed_precision: str,
+          recipe: str, watch: Watch) -> Run:
+    "Build the optimizer, apply the recipe, and let Accelerate prepare both."
+    if mixed_precision == "fp16" and here().device.type == "cpu":
+        raise InputError("mixed_precision fp16: needs a GPU; write bf16 or fp32, or see the chapter on recipes")
+    if recipe == "released" and mixed_precision == "bf16":
+        raise InputError("recipe released: was written for fp16; write fp16 or fp32, or recipe: repaired")
+    accelerator = accelerator_of(mixed_precision, **tracked(watch))
+    optimizer = make_optimizer(model, lr, weight_decay)
+    half = recipe == "released" and mixed_precision == "fp16"
+    if half and accelerator.is_fsdp2:
+        raise InputError("recipe released in fp16: its swapped adapters cannot be sharded; use launch/ddp.yaml or one GPU")
+    if half:
+        swap_adapters(model)
+    if accelerator.is_fsdp2:
+        ready_to_shard(accelerator, model)
     model, optimizer = accelerator.prepare(model, optimizer)
-    model.train()
-    bar = tqdm(range(len(log), steps), label, steps, initial=len(log), disable=None)
-    for step in bar:
-        log.append(_step(accelerator, model, optimizer, batch_at(step), loss_of, step, lr_at(step), max_grad_norm))
-        bar.set_postfix(loss=f"{log[-1]['loss']:.3f}", lr=f"{log[-1]['lr']:.1e}")
-        if checkpoint and len(log) % save_every == 0 and len(log) < steps:
-            checkpoint.save(trained, optimizer.optimizer, log)
-    if checkpoint:
-        checkpoint.delete()
-    return log
+    trained = {n: p for n, p in accelerator.unwrap_model(model).named_parameters() if p.requires_grad}
+    return Run(accelerator, model, optimizer, trained, loss_of, CLIP if half else max_grad_norm, half)
 
 # %% ../nbs/19_trainer.ipynb #e82ac80e
-def _step(accelerator, model, optimizer, batch, loss_of, step: int, lr: float, max_grad_norm: float) -> dict:
-    for group in optimizer.param_groups:
+def backward(run: Run, parts: list[dict], where: str) -> float:
+    "Add up the gradients of a batch that comes in parts, and over processes; the batch's loss."
+    accelerator, total, spoiled = run.accelerator, 0.0, None
+    shares = accelerator.num_processes  # gradients are averaged over them, and have to be summed
+    for i, part in enumerate(parts, 1):
+        part = {k: v.to(accelerator.device) for k, v in part.items()}
+        with contextlib.nullcontext() if i == len(parts) else accelerator.no_sync(run.model):
+            with accelerator.autocast():
+                loss = run.loss_of(run.model, part)
+            accelerator.backward(loss * shares if shares > 1 else loss)
+        total += (value := loss.item())
+        spoiled = spoiled if math.isfinite(value) else part
+    if shares > 1:
+        total = float(accelerator.reduce(torch.tensor(total, dtype=torch.float64, device=accelerator.device), "sum"))
+    if not math.isfinite(total):  # known to all of them only now; whoever stopped earlier would leave the others waiting
+        found = gather_object([diagnosis(accelerator.unwrap_model(run.model), spoiled) if spoiled else None])
+        raise InputError(f"{where}: the loss is {total}: {next(text for text in found if text)}")
+    return total
+
+# %% ../nbs/19_trainer.ipynb #cfc8e72b
+def clip(run: Run) -> tuple[float, dict[str, float]]:
+    "Clip the gradients; their norm before that, in all and by part, to four digits; None where a scaled one overflowed."
+    if run.clip_scaled:
+        norm = nn.utils.clip_grad_norm_(run.trained.values(), run.max_grad_norm)
+    else:  # Accelerate takes the scale off first
+        stepped = [p for group in run.optimizer.param_groups for p in group["params"]]
+        norm = run.accelerator.clip_grad_norm_(stepped, run.max_grad_norm or math.inf)
+    norm, by_part = float(whole(norm)), {}
+    for name, p in run.trained.items():
+        if p.grad is not None:
+            by_part.setdefault(part_of(name), []).append(p.grad)
+    shrunk = max(1.0, (norm + 1e-6) / run.max_grad_norm) if run.max_grad_norm else 1.0
+    parts = {part: float(whole(nn.utils.get_total_norm(grads))) * shrunk for part, grads in by_part.items()}
+    return norm, {part: float(f"{value:.4g}") if math.isfinite(value) else None for part, value in parts.items()}
+
+# %% ../nbs/19_trainer.ipynb #f6eb9f83
+def step(run: Run, parts: list[dict], number: int, lr: float) -> dict:
+    "One step of the optimizer; the log's row."
+    for group in run.optimizer.param_groups:
         group["lr"] = lr
-    batch = {k: v.to(accelerator.device) for k, v in batch.items()}
-    with accelerator.autocast():
-        loss = loss_of(model, batch)
-    if not math.isfinite(loss.item()):
-        raise InputError(f"step {step}: the loss is {loss.item()}; lower the rate ({lr:.1e}) or look at the step's batch")
-    accelerator.backward(loss)
-    trained = [p for group in optimizer.param_groups for p in group["params"]]
-    norm = accelerator.clip_grad_norm_(trained, max_grad_norm or math.inf)  # unscales first; inf only measures
-    optimizer.step()
-    optimizer.zero_grad()
-    return dict(step=step, lr=lr, loss=loss.item(), grad_norm=float(norm))
+    loss = backward(run, parts, f"step {number}, rate {lr:.1e}")
+    norm, by_part = clip(run)
+    if not math.isfinite(norm) and run.accelerator.scaler is None:
+        raise InputError(f"step {number}: the loss is {loss:.4g}, but its gradient is {norm}; lower the rate ({lr:.1e})")
+    run.optimizer.step()
+    run.optimizer.zero_grad()
+    return dict(step=number, lr=lr, loss=loss, grad_norm=norm if math.isfinite(norm) else None, parts=by_part)
+
+# %% ../nbs/19_trainer.ipynb #cd2593b8
+def state_of(run: Run) -> dict:
+    "What a checkpoint holds."
+    scaler = run.accelerator.scaler
+    return dict(whole_state(run.trained, run.optimizer.optimizer), scaler=scaler.state_dict() if scaler else {},
+                random=gather_object([random_states()]))
+
+
+def keep(run: Run, checkpoint: Checkpoint, log: list[dict]) -> None:
+    "Write a checkpoint: every process gives its part, the first one writes."
+    state = state_of(run)
+    if run.accelerator.is_main_process:
+        checkpoint.save(state, log)
+    run.accelerator.wait_for_everyone()
+
+
+def resume(run: Run, checkpoint: Checkpoint) -> list[dict]:
+    "Go on from the newest checkpoint, if there is one, in as many processes as you like; the log so far."
+    first = run.accelerator.is_main_process  # it looks, and speaks, before the others read
+    with run.accelerator.main_process_first(), contextlib.redirect_stdout(sys.stdout if first else None):
+        state, log = checkpoint.load()
+    if state:
+        put_state(run.trained, run.optimizer.optimizer, state, str(checkpoint.folder))
+        if run.accelerator.scaler:
+            run.accelerator.scaler.load_state_dict(state["scaler"])
+        if len(state["random"]) == run.accelerator.num_processes:
+            set_random_states(state["random"][run.accelerator.process_index])
+    return log
+
+# %% ../nbs/19_trainer.ipynb #0199fdbe
+def flat(row: dict) -> dict[str, float]:
+    "A row as trackers take it: numbers by name, those of parts as `grad_norm/adapters`."
+    parts = {f"grad_norm/{part}": value for part, value in row["parts"].items()}
+    return {k: v for k, v in {**row, **parts}.items() if isinstance(v, (int, float))}
+
+# %% ../nbs/19_trainer.ipynb #986bc032
+def fit(model: nn.Module, batch_at: Callable[[int], dict | list[dict]], loss_of: Callable, lr_at: Callable[[int], float],
+        steps: int, *, weight_decay: float = 0.05, max_grad_norm: float = 0.0, mixed_precision: str = "no",
+        recipe: str = "repaired", label: str = "train", checkpoint: Checkpoint | None = None, save_every: int = 200,
+        watch: Watch | None = None) -> list[dict]:
+    "Train what requires a gradient for `steps` steps; the log, one row a step: step, lr, loss, grad_norm, its parts."
+    watch = watch or Watch()
+    run = begin(model, loss_of, lr_at(0), weight_decay, max_grad_norm, mixed_precision, recipe, watch)
+    log = resume(run, checkpoint) if checkpoint else []
+    run.model.train()
+    main = run.accelerator.is_main_process
+    if watch.trackers:
+        run.accelerator.init_trackers("artgpt4", watch.settings)
+    watch.start(len(log), main)
+    bar = tqdm(range(len(log), steps), label, steps, initial=len(log), disable=None if main else True)
+    for number in bar:
+        parts = batch_at(number)
+        log.append(step(run, parts if isinstance(parts, list) else [parts], number, lr_at(number)))
+        seen = watch.see(log, main)
+        bar.set_postfix_str("loss {loss:.3f}, lr {lr:.1e}, {samples_per_s:.0f} samples/s, {memory_mb} MB".format(**seen))
+        if watch.trackers:
+            run.accelerator.log(flat(seen), number)
+        if checkpoint and len(log) % save_every == 0 and len(log) < steps:
+            keep(run, checkpoint, log)
+    if watch.trackers:
+        run.accelerator.end_training()
+    return log
 
 # %% ../nbs/19_trainer.ipynb #9e4c0b8c
 def prove_training(model: nn.Module, batch: dict, loss_of: Callable, lr: float = 1e-3, mixed_precision: str = "no") -> dict:

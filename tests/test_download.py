@@ -234,7 +234,7 @@ def test_a_range_that_was_not_asked_for_is_not_taken(get, mirror):
     assert mirror.starts() == [0, 0, 1000, 0]
 
 
-@pytest.mark.parametrize("code", [429, 500, 502, 503, 504])
+@pytest.mark.parametrize("code", [408, 429, 500, 502, 503, 504])
 def test_a_busy_server_is_asked_again(get, refused, mirror, waits, code):
     mirror.then(NAME, status(code), status(code))
     assert get() == BODY

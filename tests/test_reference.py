@@ -4,6 +4,7 @@ The folder comes from the environment variable ARTGPT4_REFERENCE; without it the
 set they fail instead. A few of the tensors are in nbs/fixtures, where the chapters on adapter and model use them.
 """
 
+import copy
 import json
 import os
 from functools import partial
@@ -18,6 +19,7 @@ from artgpt4.adapter import decoder_blocks, set_scheme
 from artgpt4.model import ArtGPT4Config, ArtGPT4ForConditionalGeneration
 from artgpt4.pixels import MEAN, STD, random_box, to_pixel_values
 from artgpt4.prompts import clean_caption
+from artgpt4.recipes import half_steps, moved, part_of
 from artgpt4.release import BUFFERS, export_release, load_release, our_name, released_name
 
 FOLDER = os.environ.get("ARTGPT4_REFERENCE")
@@ -177,6 +179,35 @@ def test_stage1_gradients(model, batch):
     assert ours.keys() == theirs.keys() == norms.keys()
     assert max(relative(ours[n], theirs[n]) for n in theirs) < 1e-4
     assert max(abs(ours[n].norm().item() / norms[n] - 1) for n in norms) < 1e-4
+
+
+def half_model(model, norms: torch.dtype):
+    "A copy with the language model in fp16, its trained norms in `norms`, the adapters not swapped yet."
+    half = copy.deepcopy(model).train()
+    set_scheme(half, "artgpt4")
+    for name, parameter in half.language_model.named_parameters():
+        if not parameter.requires_grad or part_of(name) == "norms":
+            parameter.data = parameter.data.to(norms if parameter.requires_grad else torch.float16)
+    return half
+
+
+def test_mixed_precision_as_released(model, batch):
+    "The same error with norms in fp16; with norms in fp32, the same counts of tensors that move."
+    theirs = read("amp_quirks.json")
+    for name, norms in (("as_released", torch.float16), ("norms_cast_to_fp32_scale16", torch.float32)):
+        half, error = half_model(model, norms), None
+        before = {n: p.detach().clone() for n, p in half.named_parameters()}
+        groups = [[p for p in half.parameters() if p.requires_grad and (p.ndim > 1) == matrices] for matrices in (True, False)]
+        optimizer = torch.optim.AdamW([dict(params=g, weight_decay=d) for g, d in zip(groups, (0.05, 0.0))], lr=1e-3)
+        try:
+            half_steps(half, batch, lambda m, b: m(**b).loss, optimizer, "released", scale=16.0)
+        except ValueError as e:
+            error = repr(e)
+        assert error == theirs[name]["error"]
+        stats = theirs[name]["stats"]
+        found = moved(half, before)
+        for part, their_part in (("adapters", "adapter"), ("norms", "norm"), ("projection", "proj")):
+            assert found[part] == f"{stats[their_part]['changed']} of {stats[their_part]['n']}"
 
 
 def run_block(model, hidden):

@@ -226,3 +226,11 @@ def test_noise_never_raises_and_repeats_nothing(shard):
         shard.write_bytes(hurt)
         found = read(shard)[0]
         assert len(found) == len(set(found))
+
+
+def test_a_sample_without_a_score_is_taken_with_a_note(tmp_path):
+    path = write(tmp_path / "a.tar", [*sample("0", punsafe=0.1), *sample("1"), *sample("2")[:1], *sample("2")[2:], *sample("3", status="failed")])
+    for most, noted in ((0.5, {"no unsafe score": 2}), (None, {})):
+        records = read_shards(path, max_unsafe=most)
+        assert [r.text for r in records] == ["text 0", "text 1", "text 2"]
+        assert dict(records.report.noted) == noted

@@ -37,14 +37,14 @@ def _facts(row: dict) -> dict:
     return facts
 
 # %% ../../nbs/04c_artemis.ipynb #ccb41e74
-def read_artemis(table: str | Path, images: str | Path | None = None) -> Records:
-    """Annotations of an ArtEmis CSV, any version; with `images`, each with its artwork's file below that folder.
+def read_artemis(table: str | Path, images: str | Path | Artworks | None = None) -> Records:
+    """Annotations of an ArtEmis CSV, any version; with `images`, a folder or its `Artworks`, each with its artwork's file.
 
     The key is `art_style/painting`. An `InputError` names missing columns; everything else is counted in the report.
     """
 
     def read(report):
-        files = Artworks(images) if images is not None else None
+        files = Artworks.afresh(images) if images is not None else None
         said = set()  # hashes: eight bytes for each row
         makes = "ask for ArtEmis at its form, or run `dvc repro corpora`"
         for place, row in read_table(table, ARTEMIS[:4], report, makes=makes):

@@ -40,7 +40,7 @@ def _task(table: Path) -> str:
     return task
 
 # %% ../../nbs/04d_museums.ipynb #fe7cb7b4
-def read_wikiart_labels(table: str | Path, images: str | Path | None = None) -> Records:
+def read_wikiart_labels(table: str | Path, images: str | Path | Artworks | None = None) -> Records:
     """Pictures of a WikiArt label table such as `style_train.csv`; the text is the label's name, in words.
 
     `facts` hold task, label (the number) and class; the list of classes lies beside the table. With `images`, each
@@ -51,7 +51,7 @@ def read_wikiart_labels(table: str | Path, images: str | Path | None = None) -> 
     def read(report):
         task = _task(table)
         classes = read_classes(table.with_name(f"{task}_class.txt"))
-        files = Artworks(images) if images is not None else None
+        files = Artworks.afresh(images) if images is not None else None
         for place, row in read_table(table, [], report, ["path", "label"], "it comes in wikiart_csv.zip"):
             yield from _labelled(place, row, task, classes, files, report)
 

@@ -25,6 +25,7 @@ from .laion import filter_metadata, img2dataset_environment, link_report, run_im
 from .records import Record, Records
 from .shards import index_shard, read_shards
 from .splits import prepare_artemis
+from .wikiart import Artworks
 from ..files import write_json, write_jsonl, write_text
 from ..profile import InputError, Profile, find_root
 
@@ -174,7 +175,7 @@ def lay_out_alignment(source: Path, folder: Path, seed: int) -> Records:
 PREPARED = {"train": "train", "validation": "validation", "test": "test", "heldout": "rest"}  # ours: ArtEmis'
 
 
-def lay_out_artworks(table: Path, pictures: Path, folder: Path, split: str) -> Records:
+def lay_out_artworks(table: Path, pictures: Artworks, folder: Path, split: str) -> Records:
     "Pictures, votes and (for what is scored) references of one split's `table`; the reader, with its report."
     reader = read_artemis(table, images=pictures)
     felt, references = {}, []
@@ -186,7 +187,7 @@ def lay_out_artworks(table: Path, pictures: Path, folder: Path, split: str) -> R
         if split in ("test", "heldout"):
             references.append(Record(number, record.text, record.image))
     if reader.report.dropped and not felt:
-        raise InputError(f"{pictures}: holds no picture of {table.name} ({reader.report}); {ASK['wikiart']}")
+        raise InputError(f"{pictures.folder}: holds no picture of {table.name} ({reader.report}); {ASK['wikiart']}")
     for key, (_, image, _) in tqdm(felt.items(), f"artworks, {split}", disable=None):
         place(image, folder / f"artemis/{split}/{key}{image.suffix}")
     write_jsonl(folder / f"truth/{split}.jsonl", [dict(id=number, painting=key, votes=votes(emotions))
@@ -209,9 +210,10 @@ def artemis_table(found: Path) -> Path:
 
 def lay_out_artemis(table: Path, pictures: Path, folder: Path, work: Path) -> tuple[dict, dict[str, Records]]:
     "Divide ArtEmis and lay out its four splits below `folder`; what the preparation counted, and the readers."
+    artworks = Artworks(pictures)
     counted, readers = prepare_artemis(table, work), {}
     for split, name in PREPARED.items():
-        readers[split] = lay_out_artworks(work / f"{name}.csv", pictures, folder, split)
+        readers[split] = lay_out_artworks(work / f"{name}.csv", artworks, folder, split)
         place(work / f"{name}.csv", folder / f"artemis/{split}.csv")
     return counted, readers
 

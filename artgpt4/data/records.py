@@ -61,7 +61,8 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     if picture.has_transparency_data:
         picture = picture.convert("RGBA")
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return _eight_bits(picture).convert("RGB")
+    picture = _eight_bits(picture)
+    return picture if picture.mode == "RGB" else picture.convert("RGB")  # Pillow would copy one that is RGB
 
 # %% ../../nbs/03_records.ipynb #0fa951b7
 _BROKEN = (UnidentifiedImageError, OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, struct.error)

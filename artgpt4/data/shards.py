@@ -11,7 +11,7 @@ import glob
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -125,9 +125,12 @@ class Sample:
 
     def read(self, suffix: str) -> bytes:
         "The bytes of one member."
+        return self.read_all([suffix])[suffix]
+
+    def read_all(self, suffixes: Iterable[str]) -> dict[str, bytes]:
+        "The bytes of several members, for which the shard is opened once."
         with open(self.shard, "rb", buffering=0) as file:
-            place, size = self.members[suffix]
-            return os.pread(file.fileno(), size, place)
+            return {suffix: os.pread(file.fileno(), self.members[suffix][1], self.members[suffix][0]) for suffix in suffixes}
 
 
 def _key(path: bytes) -> tuple[str, str] | None:
@@ -169,12 +172,10 @@ def index_shard(shard: str | Path, report: Report | None = None) -> list[Sample]
     return list(samples.values())
 
 # %% ../../nbs/04_shards.ipynb #22d3be34
-def _facts(sample: Sample, max_unsafe: float | None) -> tuple[dict, str | None]:
-    "The sample's `.json`, and why the sample is to be left out, if it is."
-    if ".json" not in sample.members:
-        return {}, None
+def _facts(data: bytes, max_unsafe: float | None) -> tuple[dict, str | None]:
+    "What a sample's `.json` says, and why the sample is to be left out, if it is."
     try:
-        facts = json.loads(sample.read(".json"))
+        facts = json.loads(data)
     except (ValueError, RecursionError):
         return {}, "facts that are no JSON"
     if not isinstance(facts, dict):
@@ -193,16 +194,19 @@ def _facts(sample: Sample, max_unsafe: float | None) -> tuple[dict, str | None]:
 def read_sample(sample: Sample, report: Report, max_unsafe: float | None = 0.5) -> Record | None:
     "The sample as a record, its picture undecoded; None, and a line in the report, where it is left out."
     image = next((s for s in IMAGES if s in sample.members), None)
-    facts, fault = _facts(sample, max_unsafe)
     if image is None or ".txt" not in sample.members:
-        fault = "no image" if image is None else "no caption"
+        return report.drop("no image" if image is None else "no caption", sample.name)
+    data = sample.read_all(s for s in (".json", ".txt", image) if s in sample.members)
+    facts, fault = _facts(data.get(".json", b"{}"), max_unsafe)
     try:
-        text = "" if fault else sample.read(".txt").decode("utf-8")
+        text = "" if fault else data[".txt"].decode("utf-8")
     except UnicodeDecodeError:
         fault = "caption that is not UTF-8"
     if fault:
         return report.drop(fault, sample.name)
-    return Record(sample.name, text, sample.read(image), facts=facts)
+    if max_unsafe is not None and "punsafe" not in facts:
+        report.note("no unsafe score", sample.name)
+    return Record(sample.name, text, data[image], facts=facts)
 
 # %% ../../nbs/04_shards.ipynb #b6521845
 def read_shards(pattern: str | Path, max_unsafe: float | None = 0.5) -> Records:

@@ -29,8 +29,10 @@ from .shards import Sample, index_shard, read_sample, shard_paths
 from ..files import read_json, write_json
 from ..profile import InputError
 
+AHEAD = 32  # samples that a reader reads before it decodes the first of them
+
 # %% auto #0
-__all__ = ['stretch', 'shuffled', 'merge_reports', 'ShardStream', 'Resize', 'stack']
+__all__ = ['AHEAD', 'stretch', 'shuffled', 'merge_reports', 'ShardStream', 'Resize', 'stack']
 
 # %% ../../nbs/04a_stream.ipynb #8060c7ea
 def stretch(total: int, piece: int, pieces: int, even: bool = False) -> range:
@@ -110,8 +112,9 @@ def _records(stream: ShardStream, worker: int, workers: int) -> Records:
     def read(report: Report) -> Iterator[Record]:
         rng = np.random.default_rng([stream.seed, stream.epoch, stream.rank, worker])
         samples = _drawn(stream, rng, report) if stream.resampled else _row(stream, _share(stream, worker, workers))
-        found = (read_sample(s, report, stream.max_unsafe) for s in shuffled(samples, stream.shuffle, rng))
-        return (record for record in found if record)
+        samples = shuffled(samples, stream.shuffle, rng)
+        while some := list(islice(samples, AHEAD)):
+            yield from [record for s in some if (record := read_sample(s, report, stream.max_unsafe))]
 
     return Records(read)
 

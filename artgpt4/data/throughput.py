@@ -28,7 +28,8 @@ from ..profile import InputError, Profile, find_root
 from ..timing import against, in_turns, peak_memory, spread
 
 # %% auto #0
-__all__ = ['write_test_shards', 'Ceiling', 'Reading', 'measure_reading', 'measure_memory', 'run_throughput', 'draw_throughput']
+__all__ = ['write_test_shards', 'Ceiling', 'Reading', 'measure_reading', 'first_shards', 'measure_memory', 'run_throughput',
+           'draw_throughput']
 
 # %% ../../nbs/05e_throughput.ipynb #342e06b8
 def _picture(rng: np.random.Generator) -> bytes:
@@ -108,11 +109,13 @@ class Reading:
 
 def measure_reading(pattern: str | Path, workers: tuple[int, ...] = (1, 2), rounds: int = 9, batch_size: int = 32) -> dict:
     "Samples a second of stream and ceiling with 1, 2, ... workers, in turns; and the share of the ceiling reached."
-    ceilings = {n: Ceiling(pattern, n) for n in workers}
-    candidates = {("ceiling", n): ceilings[n] for n in workers} | {("stream", n): Reading(pattern, n, batch_size) for n in workers}
-    samples = ceilings[workers[0]]()
+    ceilings = {}
     try:
-        seconds = in_turns(candidates, rounds, "reading")
+        for n in workers:
+            ceilings["ceiling", n] = Ceiling(pattern, n)
+        samples = ceilings["ceiling", n]()
+        streams = {("stream", n): Reading(pattern, n, batch_size) for n in workers}
+        seconds = in_turns(ceilings | streams, rounds, "reading")
     finally:
         for ceiling in ceilings.values():
             ceiling.close()
@@ -122,25 +125,29 @@ def measure_reading(pattern: str | Path, workers: tuple[int, ...] = (1, 2), roun
     return dict(samples=samples, batch=batch_size, rounds=rounds, rows=rows)
 
 # %% ../../nbs/05e_throughput.ipynb #254a7293
-def _read_and_tell(pattern: str, shards: int) -> None:
-    "Read that many shards, decoding all pictures, and print samples and the process's highest memory in MB."
+def first_shards(folder: str | Path, count: int) -> str:
+    "The pattern of the first `count` shards in a folder."
+    return f"{folder}/{{00000..{count - 1:05}}}.tar"
+
+
+def _read_and_tell(pattern: str) -> None:
+    "Read these shards, decoding all pictures, and print samples and the process's highest memory in MB."
     from artgpt4.data.stream import Resize, ShardStream
 
-    stream = ShardStream(pattern, Resize(), rank=0, world=1)
-    stream.shards, stream.counts = stream.shards[:shards], stream.counts[:shards]
-    samples = sum(1 for _ in stream)
-    print(json.dumps(dict(shards=shards, samples=samples, peak_mb=peak_memory() // 10**6)))
+    samples = sum(1 for _ in ShardStream(pattern, Resize(), rank=0, world=1))
+    print(json.dumps(dict(samples=samples, peak_mb=peak_memory() // 10**6)))
 
 
-def measure_memory(pattern: str | Path, shards: tuple[int, ...] = (1, 10, 100)) -> list[dict]:
-    "The highest memory of a process that reads so many shards, in MB, each in a process of its own."
-    program = "import sys; from artgpt4.data.throughput import _read_and_tell; _read_and_tell(sys.argv[1], int(sys.argv[2]))"
+def measure_memory(folder: str | Path, shards: tuple[int, ...] = (1, 10, 100)) -> list[dict]:
+    "The highest memory of a process that reads so many shards of a folder, in MB, each in a process of its own."
+    program = "import sys; from artgpt4.data.throughput import _read_and_tell; _read_and_tell(sys.argv[1])"
     rows = []
     for count in shards:
-        done = subprocess.run([sys.executable, "-c", program, str(pattern), str(count)], capture_output=True, text=True)
+        pattern = first_shards(folder, count)
+        done = subprocess.run([sys.executable, "-c", program, pattern], capture_output=True, text=True)
         if done.returncode:
             raise InputError(f"{pattern}: could not be read ({done.stderr.strip().splitlines()[-1]})")
-        rows.append(json.loads(done.stdout))
+        rows.append(dict(shards=count, **json.loads(done.stdout)))
     return rows
 
 # %% ../../nbs/05e_throughput.ipynb #eb85e7a0
@@ -149,10 +156,10 @@ def run_throughput(profile: Profile | None = None, out: Path | None = None, *, s
     "Measure reading (of the first `read` shards), memory (over all), and ArtEmis read and split (so many `rows`); kept as a file."
     out = Path(out or find_root() / "results/studies/throughput.json")
     with recorded(out), tempfile.TemporaryDirectory() as folder:
-        pattern = write_test_shards(Path(folder), shards, samples)
+        write_test_shards(Path(folder), shards, samples)
         result = dict(cores=os.cpu_count(), picture=[341, 256], scaled_to=224,
-                      reading=measure_reading(f"{folder}/{{00000..{read - 1:05}}}.tar", workers, rounds),
-                      memory=measure_memory(pattern, tuple(n for n in (1, 10, 100) if n <= shards)),
+                      reading=measure_reading(first_shards(folder, read), workers, rounds),
+                      memory=measure_memory(folder, tuple(n for n in (1, 10, 100) if n <= shards)),
                       artemis=[time_artemis(n, folder) for n in rows])
         write_json(out, result)
     return result

@@ -79,7 +79,7 @@ class Transfer:
     retry: Retry = Retry()
 
 # %% ../../nbs/05_broken_lines.ipynb #f08d4b6a
-PASSING = {429, 500, 502, 503, 504}  # answers after which the same question may be asked again
+PASSING = {408, 429, 500, 502, 503, 504}  # answers after which the same question may be asked again
 _HINTS = {
     401: "it asks who you are: get the file by hand with your token or account, and give its folder as the mirror",
     403: "it may stand behind a form or a log-in: get the file by hand, and give its folder as the mirror",

@@ -7,6 +7,7 @@ Docs: https://artgpt4.github.io/artgpt4/wikiart.html.md"""
 # %% ../../nbs/04b_wikiart.ipynb #16fd6946
 from __future__ import annotations
 
+import copy
 import os
 import re
 import unicodedata
@@ -75,9 +76,17 @@ class Artworks:
     KEYS = (lambda name: unicodedata.normalize("NFC", name), lambda name: fold_name(repair_name(name)), _rough_fold)
 
     def __init__(self, folder: str | Path):
-        self._paths = _pictures(Path(folder))
+        self.folder = Path(folder)
+        self._paths = _pictures(self.folder)
         self._depths: list[dict[str, list[str]]] = []  # an index for each of KEYS, made when first asked for
         self._found: dict[str, tuple[list[Path], int]] = {}
+
+    @classmethod
+    def afresh(cls, images: str | Path | Artworks) -> Artworks:
+        "The artworks of a folder; or those given, whose index is kept, with nothing picked and reported yet."
+        artworks = copy.copy(images) if isinstance(images, cls) else cls(images)
+        artworks._found = {}
+        return artworks
 
     def find(self, name: str) -> tuple[list[Path], int]:
         "The files that `name` fits (several: ambiguous), and how deep it was looked for: 0 exact, 1 folded, 2 roughly."

@@ -27,7 +27,8 @@ from .corpora import Painting, paint_pixels, sample_paintings
 from .feelings import emotion_distribution
 from .plain import NOTED, note_values, plain_picture, plain_text
 from .words import speak
-from ..trainer import Checkpoint, fit
+from ..checkpoints import Checkpoint
+from ..trainer import fit
 from ..visual import VisualTokens, VisualTokensConfig
 
 # %% auto #0
@@ -109,7 +110,8 @@ def train_language(profile: Profile, folder: Path, checkpoint: Checkpoint | None
         return {"input_ids": data[chosen]}
 
     log = fit(model, batch_at, language_loss, peak_lr(dials.language_lr, dials.language_steps), dials.language_steps,
-              max_grad_norm=1.0, label="language", checkpoint=checkpoint)
+              max_grad_norm=1.0, label="language", checkpoint=checkpoint,
+              save_every=profile.train.save_every)
     model.eval().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     with torch.no_grad():
@@ -227,7 +229,8 @@ def train_vision(profile: Profile, folder: Path, checkpoint: Checkpoint | None =
         return dict(pixel_values=pixels + noise, said=said_words([paintings[i] for i in chosen], rng, index))
 
     log = fit(model, batch_at, lambda m, b: m(**b), peak_lr(dials.vision_lr, dials.vision_steps), dials.vision_steps,
-              max_grad_norm=1.0, label="vision", checkpoint=checkpoint)
+              max_grad_norm=1.0, label="vision", checkpoint=checkpoint,
+              save_every=profile.train.save_every)
     visual = model.visual.eval().cpu()
     calibrate(visual, pictures[kept:])
     visual.save_pretrained(folder)
