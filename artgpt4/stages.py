@@ -10,7 +10,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from torch import nn
 from transformers import AutoTokenizer
 
@@ -22,6 +21,7 @@ from .encode import encode
 from .features import INDEX, Features, load_features
 from .files import fingerprint, sha256
 from .model import ArtGPT4ForConditionalGeneration, VisualTokens
+from .processes import here
 from .processor import ArtGPT4Processor
 from .profile import InputError, Profile, Rate
 from .release import load_trained
@@ -95,7 +95,7 @@ def build(profile: Profile, scheme: str, seed: int) -> tuple[ArtGPT4ForCondition
 
 
 TRAINING_CODE = ["pixels", "prompts", "visual", "tuning", "adapter", "model", "processor", "features", "packing", "batches",
-                 "schedule", "recipes", "checkpoints", "watching", "trainer", "stages"]
+                 "schedule", "recipes", "checkpoints", "watching", "processes", "trainer", "stages"]
 
 
 def training_code() -> str:
@@ -130,7 +130,7 @@ def train_stage(profile: Profile, scheme: str, stage: int, seed: int, start: Pat
                 rate: Rate | None = None, checkpoint: Path | None = None,
                 watch: Watch | None = None) -> tuple[nn.Module, list[dict], dict]:
     "Train one stage of one scheme (stage 2 from the tensors in `start`); the model, its log and its summary."
-    train, dials, state = profile.train, getattr(profile.train, f"stage{stage}"), PartialState()
+    train, dials, state = profile.train, getattr(profile.train, f"stage{stage}"), here()
     if rate is None and scheme not in dials.rates:
         raise InputError(f"profiles/{profile.name}.yaml.train.stage{stage}.rates.{scheme}: missing; add its three rates")
     if scheme == "prefix" and train.batching == "packed":
