@@ -142,7 +142,7 @@ def _speed(profile, args) -> None:
 def _bench(profile, args) -> None:
     from artgpt4.apps.bench import bench_table, run_bench
 
-    result = run_bench(profile, args.size, args.layers, args.out)
+    result = run_bench(profile, args.size, args.layers, args.batch_size, args.out)
     print(bench_table(result["ladder"]["rows"] + result["batch_sizes"]["rows"]).to_string(float_format="{:.4g}".format))
 
 
@@ -190,6 +190,7 @@ ASSEMBLE_ARGUMENTS = [  # a source is a folder, or owner/name[@revision] on the 
 BENCH_ARGUMENTS = [
     ("--size", dict(default="studio", help="studio, 7b or 13b; the last two with random weights (default: studio)")),
     ("--layers", dict(type=int, metavar="N", help="cut the model to so many blocks")),
+    ("--batch-size", dict(type=int, default=32, metavar="N", help="of the ladder; others follow (default: 32)")),
     ("--out", dict(type=Path, metavar="FILE", help="where the result goes (default: results/studies/bench[-SIZE].json)")),
 ]
 DEMO_ARGUMENTS = [

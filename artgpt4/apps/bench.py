@@ -40,12 +40,12 @@ from ..trainer import make_optimizer
 from ..visual import VisualTokensConfig
 
 # %% auto #0
-__all__ = ['VICUNAS', 'LONGEST', 'RUNGS', 'TOLERANCE', 'bench_config', 'check_fits', 'number_processor', 'random_records',
-           'Trainee', 'make_trainee', 'Options', 'ladder', 'train_step', 'steps_of', 'first_losses', 'compare_losses',
-           'held_bytes', 'peak_bytes', 'products', 'useful_flops', 'time_jobs', 'row', 'time_encoding', 'run_bench',
-           'bench_table', 'draw_bench']
+__all__ = ['VICUNAS', 'LONGEST', 'RUNGS', 'TOLERANCE', 'SWEEP', 'bench_config', 'check_fits', 'number_processor',
+           'random_records', 'Trainee', 'make_trainee', 'Options', 'ladder', 'train_step', 'steps_of', 'first_losses',
+           'compare_losses', 'held_bytes', 'peak_bytes', 'products', 'useful_flops', 'time_jobs', 'row',
+           'time_encoding', 'run_bench', 'bench_table', 'draw_bench']
 
-# %% ../../nbs/28c_bench.ipynb #0f90ec55
+# %% ../../nbs/28c_bench.ipynb #98d24c73
 VICUNAS = {"7b": ArtGPT4Config.vicuna_7b, "13b": ArtGPT4Config.vicuna_13b}
 
 
@@ -63,7 +63,7 @@ def bench_config(size: str, profile: Profile, layers: int | None = None) -> ArtG
         part.num_hidden_layers = min(part.num_hidden_layers, layers or part.num_hidden_layers)
     return config
 
-
+# %% ../../nbs/28c_bench.ipynb #c1c138ee
 def check_fits(config: ArtGPT4Config, device: str, dtype: torch.dtype) -> None:
     "An `InputError` unless frozen weights in `dtype`, and trained ones with gradients and moments, fit into free memory."
     table = weights(config)
@@ -73,7 +73,7 @@ def check_fits(config: ArtGPT4Config, device: str, dtype: torch.dtype) -> None:
         raise InputError(f"{needed / 1e9:.1f} GB of weights and moments, and {free / 1e9:.1f} GB are free on this {device}; "
                          "cut the model with --layers")
 
-# %% ../../nbs/28c_bench.ipynb #babc7684
+# %% ../../nbs/28c_bench.ipynb #80b9a673
 LONGEST = 31  # words in a caption
 
 
@@ -85,7 +85,7 @@ def number_processor(config: ArtGPT4Config) -> ArtGPT4Processor:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
     return ArtGPT4Processor(tokenizer, config.vision_config.image_size, config.num_query_tokens, config.image_token_id)
 
-
+# %% ../../nbs/28c_bench.ipynb #e475be0d
 def random_records(count: int, vocabulary: int, seed: int = 0) -> list[Record]:
     "Paintings of the studio as JPEG files in memory, with captions of random ids."
     rng, records = np.random.default_rng(seed), []
@@ -95,7 +95,7 @@ def random_records(count: int, vocabulary: int, seed: int = 0) -> list[Record]:
         records.append(Record(str(i), " ".join(map(str, words)), file.getvalue()))
     return records
 
-# %% ../../nbs/28c_bench.ipynb #ec948ca6
+# %% ../../nbs/28c_bench.ipynb #13f8d69d
 @dataclass
 class Trainee:
     "A model that trains at a rate of 0, and the same pairs with pictures and with visual tokens."
@@ -106,7 +106,7 @@ class Trainee:
     pictures: Pairs
     features: Pairs
 
-
+# %% ../../nbs/28c_bench.ipynb #14f80a7a
 @torch.no_grad()
 def make_trainee(config: ArtGPT4Config, device: str, dtype: torch.dtype, pairs: int = 64) -> Trainee:
     "Random weights made on the device, frozen ones in `dtype`, what learns in fp32; and `pairs` pairs."
@@ -123,7 +123,7 @@ def make_trainee(config: ArtGPT4Config, device: str, dtype: torch.dtype, pairs: 
     return Trainee(model, make_optimizer(model, 0.0, 0.05), number_processor(config),
                    Pairs(pictures, rows, texts), Pairs(features, rows, texts))
 
-# %% ../../nbs/28c_bench.ipynb #b5e90730
+# %% ../../nbs/28c_bench.ipynb #bbeecba3
 @dataclass(frozen=True)
 class Options:
     "How a step is computed; as they stand here: with nothing."
@@ -136,7 +136,7 @@ class Options:
     compiled: bool = False
     autocast: bool = False
 
-
+# %% ../../nbs/28c_bench.ipynb #18b21a11
 RUNGS = {
     "nothing": {},
     "SDPA": dict(attention="sdpa"),
@@ -153,7 +153,7 @@ def ladder(names, batch_size: int) -> dict[str, Options]:
     options = itertools.accumulate((RUNGS[name] for name in names), lambda below, own: below | own)
     return {name: Options(batch_size, **given) for name, given in zip(names, options)}
 
-# %% ../../nbs/28c_bench.ipynb #2ccb1afa
+# %% ../../nbs/28c_bench.ipynb #d032dae6
 def train_step(trainee: Trainee, parts: list[dict], options: Options) -> torch.Tensor:
     "One step on the parts of a batch; its loss and the norm of its gradient, (2,)."
     model, optimizer, loss = trainee.model, trainee.optimizer, 0.0
@@ -168,7 +168,7 @@ def train_step(trainee: Trainee, parts: list[dict], options: Options) -> torch.T
     optimizer.zero_grad()
     return torch.stack([loss, norm])
 
-
+# %% ../../nbs/28c_bench.ipynb #27a34d5d
 def steps_of(trainee: Trainee, options: Options, steps: int) -> Callable[[], np.ndarray]:
     "A function that takes `steps` steps, from the draw of the batch on; their losses and gradient norms, (steps, 2)."
     pairs = trainee.features if options.cached else trainee.pictures
@@ -182,7 +182,7 @@ def steps_of(trainee: Trainee, options: Options, steps: int) -> Callable[[], np.
 
     return run
 
-# %% ../../nbs/28c_bench.ipynb #aa4ccf5c
+# %% ../../nbs/28c_bench.ipynb #cf314fc0
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}  # relative
 
 
@@ -203,10 +203,10 @@ def compare_losses(losses: dict[str, np.ndarray], tolerances: dict[str, float]) 
     found = {name: float(np.abs(values / losses[base] - 1).max()) for name, values in losses.items()}
     for name, difference in found.items():
         if not difference <= tolerances[name]:
-            raise RuntimeError(f"{name}: differs from {base!r} by {difference:.1e} in loss or gradient; its speed means nothing")
+            raise RuntimeError(f"{name}: differs from {base!r} by {difference:.1e} in loss or gradient; nothing to be timed")
     return found
 
-# %% ../../nbs/28c_bench.ipynb #f7c025bc
+# %% ../../nbs/28c_bench.ipynb #2aee76e2
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or the profiler tells that it starts and ends
 
 
@@ -227,7 +227,7 @@ def peak_bytes(trainee: Trainee, run: Callable[[], object]) -> int:
     events = sorted((e for e in seen.profiler.kineto_results.events() if e.name() == "[memory]"), key=lambda e: e.start_ns())
     return held_bytes(trainee) + max(itertools.accumulate(e.nbytes() for e in events))
 
-# %% ../../nbs/28c_bench.ipynb #1e2c8351
+# %% ../../nbs/28c_bench.ipynb #3c50ed13
 def products(config: ArtGPT4Config, tokens: int, device: str, dtypes: set[torch.dtype]) -> dict[tuple, Callable]:
     "Products (m, k) x (k, n) to be timed, by (dtype, m, k, n)."
     square, text = 8192 if device == "cuda" else 512, config.text_config
@@ -247,7 +247,7 @@ def useful_flops(trainee: Trainee, batch_size: int, steps: int) -> int:
         sizes.update(zip(part["attention_mask"].sum(1).tolist(), (part["labels"] != -100).sum(1).tolist()))
     return sum(count * sum(step_flops(trainee.model.config, *size).values()) for size, count in sizes.items())
 
-# %% ../../nbs/28c_bench.ipynb #6cdd2a3f
+# %% ../../nbs/28c_bench.ipynb #097d3484
 def time_jobs(trainee: Trainee, jobs: dict[str, Options], steps: int, rounds: int, same: bool = False) -> dict:
     "Rows of what jobs take, in turns with products, of which the best is the `ceiling`; `same`: their losses have to agree."
     model, runs = trainee.model, {name: steps_of(trainee, options, steps) for name, options in jobs.items()}
@@ -264,17 +264,17 @@ def time_jobs(trainee: Trainee, jobs: dict[str, Options], steps: int, rounds: in
     return dict(ceiling_tflops=float(f"{ceiling / 1e12:.4g}"), rows=rows, too_large=[n for n in jobs if n not in losses],
                 seconds={name: [float(f"{s:.4g}") for s in each] for name, each in seconds.items()})
 
-
+# %% ../../nbs/28c_bench.ipynb #8ec7dbb2
 def row(trainee: Trainee, name: str, options: Options, seconds: dict, steps: int, ceiling: float, peak: int) -> dict:
     "One job's line: its seconds a step, samples a second, memory, useful work and how much faster than the first it is."
     work, each = useful_flops(trainee, options.batch_size, steps), seconds[name]
     return dict(
         job=name, batch=options.batch_size, milliseconds=spread([1e3 * s / steps for s in each]), bytes_peak=peak,
         samples_per_second=spread([steps * options.batch_size / s for s in each]),
-        times_faster=against(seconds, next(iter(seconds)), name),
+        times_faster=against(seconds, next(iter(seconds)), name), useful_flops_a_sample=work // (steps * options.batch_size),
         useful_tflops=spread([work / s / 1e12 for s in each]), share_of_ceiling=spread([work / s / ceiling for s in each]))
 
-# %% ../../nbs/28c_bench.ipynb #63841ee6
+# %% ../../nbs/28c_bench.ipynb #6bd4d38b
 @torch.no_grad()
 def time_encoding(trainee: Trainee, rounds: int, pictures: int = 32) -> dict:
     "Milliseconds a picture of opening it and of looking at it, `pictures` at a time."
@@ -286,10 +286,12 @@ def time_encoding(trainee: Trainee, rounds: int, pictures: int = 32) -> dict:
     return dict(batch=pictures, flops=work, tflops=spread([work * pictures / s / 1e12 for s in seconds["look"]]),
                 **{f"{name}_milliseconds": spread([1e3 * s / pictures for s in each]) for name, each in seconds.items()})
 
-# %% ../../nbs/28c_bench.ipynb #866c1b7f
-def run_bench(profile: Profile, size: str = "studio", layers: int | None = None, out: Path | None = None, *,
-              config: ArtGPT4Config | None = None, names=tuple(RUNGS), batch_size: int = 32, sweep=(8, 16, 32, 64, 128),
-              steps: int = 4, rounds: int = 9) -> dict:
+# %% ../../nbs/28c_bench.ipynb #aefaf5cc
+SWEEP = (1 / 4, 1 / 2, 1, 2, 4)  # batch sizes, in those of the ladder
+
+
+def run_bench(profile: Profile, size: str = "studio", layers: int | None = None, batch_size: int = 32, out: Path | None = None,
+              *, config: ArtGPT4Config | None = None, names=tuple(RUNGS), steps: int = 4, rounds: int = 9) -> dict:
     "Measure a size's ladder, batch sizes and eyes; written to `results/studies/bench.json`, or `bench-<size>.json`."
     out = Path(out or find_root() / f"results/studies/bench{'' if size == 'studio' else f'-{size}'}.json")
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -299,7 +301,7 @@ def run_bench(profile: Profile, size: str = "studio", layers: int | None = None,
         jobs = ladder(names, batch_size)
         climbed = time_jobs(trainee, jobs, steps, rounds, same=True)
         best = min(climbed["rows"], key=lambda row: row["milliseconds"]["median"])["job"]
-        sizes = {f"batch {n}": replace(jobs[best], batch_size=n) for n in sweep}
+        sizes = {f"batch {n}": replace(jobs[best], batch_size=n) for n in sorted({max(1, int(batch_size * k)) for k in SWEEP})}
         result = dict(
             size=size, blocks=config.text_config.num_hidden_layers, frozen=str(trainee.model.dtype)[6:], machine=machine(),
             parameters=sum(p.numel() for p in trainee.model.parameters()), trainable=trainable(trainee.model),
@@ -308,7 +310,7 @@ def run_bench(profile: Profile, size: str = "studio", layers: int | None = None,
         write_json(out, result)
     return result
 
-# %% ../../nbs/28c_bench.ipynb #c6f8f5fd
+# %% ../../nbs/28c_bench.ipynb #6c62d411
 def bench_table(rows: list[dict]):
     "Medians of a bench's rows as a table."
     import pandas as pd
@@ -319,19 +321,20 @@ def bench_table(rows: list[dict]):
     return table.assign(**{"peak MB": [row["bytes_peak"] / 1e6 for row in rows],
                            "differs by": [row["difference"] for row in rows]})
 
-
+# %% ../../nbs/28c_bench.ipynb #0182cb22
 def draw_bench(result: dict):
     "Samples a second and peak memory, rung by rung; the quartiles as a line."
     import matplotlib.pyplot as plt
 
-    fig, (left, right) = plt.subplots(1, 2, figsize=(8, 0.5 + 0.36 * len(result["ladder"]["rows"])), sharey=True, width_ratios=[3, 2])
-    for y, row in enumerate(result["ladder"]["rows"]):
+    rows = result["ladder"]["rows"]
+    fig, (left, right) = plt.subplots(1, 2, figsize=(8, 0.6 + 0.36 * len(rows)), sharey=True, width_ratios=[3, 2])
+    for y, row in enumerate(rows):
         rate = row["samples_per_second"]
         left.barh(y, rate["median"], color="C0")
         left.plot([rate["low"], rate["high"]], [y, y], color="0.2")
         left.text(rate["high"], y, f"  {row['times_faster']['median']:.2g} ×", va="center", size=8)
         right.barh(y, row["bytes_peak"] / 1e6, color="C1")
-    left.set_yticks(range(len(result["ladder"]["rows"])), [row["job"] for row in result["ladder"]["rows"]])
+    left.set_yticks(range(len(rows)), [row["job"] for row in rows])
     left.invert_yaxis()
     left.margins(x=0.15)
     left.set(xlabel="samples / second", title="Speed, each with all above it")
