@@ -122,7 +122,7 @@ def run_train(profile: Profile, scheme: str, stage: int) -> None:
         here().wait_for_everyone()
         notes.update(circumstances(profile, stage))
         if first:
-            print("{samples} samples a step, in {processes} processes x {parts} parts".format(**notes["batch"]))
+            print("effective batch: {samples} samples (processes: {processes}, accumulated parts: {parts})".format(**notes["batch"]))
         watch = Watch(live, trackers=tuple(profile.train.trackers), settings=dataclasses.asdict(profile.train))
         start = weights_path(profile, scheme, 1) if stage == 2 else None
         model, log, summary = train_stage(profile, scheme, stage, profile.seed, start, checkpoint=kept, watch=watch)

@@ -42,8 +42,9 @@ def accelerator_of(mixed_precision: str, **options) -> Accelerator:
     if state.distributed_type == DistributedType.FSDP:  # the last Accelerator's name for it, which the next does not know
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     accelerator = Accelerator(mixed_precision=mixed_precision, **options)
-    if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
-        raise InputError("FSDP of version 1 cannot mix frozen and trained tensors; write `fsdp_version: 2` (launch/fsdp2.yaml)")
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" and not accelerator.is_fsdp2:
+        raise InputError("FSDP: needs GPUs, and its version 2, which can mix frozen and trained tensors; use launch/fsdp2.yaml, or "
+                         "launch/ddp.yaml on a CPU")
     return accelerator
 
 # %% ../nbs/18d_processes.ipynb #739cb244

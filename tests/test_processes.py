@@ -189,4 +189,4 @@ def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path, monkeypa
 
 def test_an_older_fsdp_is_refused(tmp_path):
     for found in run(tmp_path / "old", 2, dict(FSDP2, FSDP_VERSION="1")):
-        assert "FSDP of version 1" in found["error"]
+        assert "FSDP: needs GPUs, and its version 2" in found["error"]
