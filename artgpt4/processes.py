@@ -67,10 +67,16 @@ def placed(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def whole_state(trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict:
-    "Trained tensors, and the optimizer's state of each, by name and whole."
+    "Trained tensors and the optimizer's state of each, by name, whole, on the CPU; the first process alone keeps them."
+    first = here().is_main_process
+
+    def gathered(tensor):
+        tensor = whole(tensor)
+        return tensor.cpu() if first else None
+
     moments = {n: optimizer.state[p] for n, p in trained.items() if p in optimizer.state}
-    return dict(trained={n: whole(p) for n, p in trained.items()},
-                optimizer={n: {k: whole(v) for k, v in state.items()} for n, state in moments.items()})
+    return dict(trained={n: gathered(p) for n, p in trained.items()},
+                optimizer={n: {k: gathered(v) for k, v in state.items()} for n, state in moments.items()})
 
 
 @torch.no_grad()
