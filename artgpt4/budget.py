@@ -23,7 +23,7 @@ from .tuning import key_shape
 
 # %% auto #0
 __all__ = ['PRECISIONS', 'GPUS', 'MARGIN', 'part_of', 'weights', 'tensor_bytes', 'weight_bytes', 'cache_bytes', 'SavedBytes',
-           'stage1_loss', 'activation_bytes', 'smallest_gpu', 'budget']
+           'stage1_loss', 'activation_bytes', 'smallest_gpu', 'budget', 'largest_batch']
 
 # %% ../nbs/15b_budget.ipynb #c7b8dcfc
 def part_of(name: str, trained: bool) -> str:
@@ -57,11 +57,11 @@ PRECISIONS = ("fp32", "bf16", "int8", "nf4")  # of the frozen parts
 
 
 def tensor_bytes(tensor: pd.Series, precision: str) -> int:
-    "Bytes of one tensor of `weights`: fp32 if it learns or is the Q-Former's; 8 or 4 bits and scales for matrices."
+    "Bytes of one tensor of `weights`: fp32 if it learns or is the Q-Former's; 8 or 4 bits and scales for the blocks' matrices."
     n = int(tensor.parameters)
     if tensor.trained or tensor.part == "Q-Former" or precision == "fp32":
         return 4 * n
-    if precision == "bf16" or not tensor.matrix:
+    if precision == "bf16" or not tensor.matrix or tensor.part == "ViT":
         return 2 * n
     return n + 4 * int(tensor.rows) if precision == "int8" else -(-n // 2) + 4 * -(-n // 64)
 
@@ -163,8 +163,19 @@ def budget(
         trained = 4 * int(table.parameters[table.trained].sum())
         needs = activation_bytes(config, batch, caption, dtype)
         activations = needs["checkpointed" if checkpointing else "kept"]
-        items |= {"gradients": trained, "moments": 2 * trained, "activations": max(activations, trained)}
+        copies = 0 if precision == "fp32" else trained // 2  # autocast's, in bf16, until backward is done
+        items |= {"gradients": trained, "moments": 2 * trained, "activations": max(activations + copies, trained)}
     else:
         items["cache"] = cache_bytes(config, context, itemsize=dtype.itemsize)
     total = sum(items.values())
     return {**items, "total": total, "gpu": smallest_gpu(total)}
+
+# %% ../nbs/15b_budget.ipynb #755f3a25
+def largest_batch(config: ArtGPT4Config, precision: str, gpu: int, checkpointing: bool = False) -> int:
+    "The most stage 1 samples in a batch for which a card of `gpu` GB, less its margin, is enough; 0 if none is."
+    how = "checkpointed" if checkpointing else "kept"
+    one, two = (activation_bytes(config, batch)[how] for batch in (1, 2))
+    fixed = budget(config, precision, batch=1, checkpointing=checkpointing)
+    trained = fixed["gradients"]
+    room = int((1 - MARGIN) * gpu * 10**9) - fixed["total"] + fixed["activations"]
+    return 0 if room < trained else max(0, (room - trained // 2 - one) // (two - one) + 1)

@@ -15,7 +15,8 @@ from .profile import InputError, find_root, load_profile
 from .prompts import DESCRIBE
 
 # %% auto #0
-__all__ = ['MODEL', 'DESCRIBE_ARGUMENTS', 'CHAT_ARGUMENTS', 'ASSEMBLE_ARGUMENTS', 'DEMO_ARGUMENTS', 'COMMANDS', 'parser', 'main']
+__all__ = ['MODEL', 'DESCRIBE_ARGUMENTS', 'CHAT_ARGUMENTS', 'ASSEMBLE_ARGUMENTS', 'BENCH_ARGUMENTS', 'DEMO_ARGUMENTS', 'COMMANDS',
+           'parser', 'main']
 
 # %% ../nbs/29_cli.ipynb #2bcec2a1
 def _schemes() -> list[str]:
@@ -138,6 +139,13 @@ def _speed(profile, args) -> None:
     run_speed(profile)
 
 
+def _bench(profile, args) -> None:
+    from artgpt4.apps.bench import bench_table, run_bench
+
+    result = run_bench(profile, args.size, args.layers, args.batch_size, args.out)
+    print(bench_table(result["ladder"]["rows"] + result["batch_sizes"]["rows"]).to_string(float_format="{:.4g}".format))
+
+
 def _throughput(profile, args) -> None:
     from artgpt4.data.throughput import run_throughput
 
@@ -179,6 +187,12 @@ ASSEMBLE_ARGUMENTS = [  # a source is a folder, or owner/name[@revision] on the 
     ("--dtype", dict(choices=("float32", "float16", "bfloat16"), help="of the frozen parts (default: float16)")),
     ("--cache", dict(type=Path, metavar="FOLDER", help="where downloads are kept")),
 ]
+BENCH_ARGUMENTS = [
+    ("--size", dict(default="studio", help="studio, 7b or 13b; the last two with random weights (default: studio)")),
+    ("--layers", dict(type=int, metavar="N", help="cut the model to so many blocks")),
+    ("--batch-size", dict(type=int, default=32, metavar="N", help="of the ladder; others follow (default: 32)")),
+    ("--out", dict(type=Path, metavar="FILE", help="where the result goes (default: results/studies/bench[-SIZE].json)")),
+]
 DEMO_ARGUMENTS = [
     MODEL[0],
     ("--host", dict(default="127.0.0.1", help="who may visit (default: 127.0.0.1, this computer alone)")),
@@ -201,6 +215,7 @@ COMMANDS = {  # name: (help, call, arguments)
     "chat": ("converse about a picture in the terminal", _chat, CHAT_ARGUMENTS),
     "assemble": ("put the released model together from its public parts", _assemble, ASSEMBLE_ARGUMENTS),
     "speed": ("time decoding and training", _speed, []),
+    "bench": ("time a training step, option by option", _bench, BENCH_ARGUMENTS),
     "throughput": ("time the reading of corpora", _throughput, []),
     "demo": ("converse about pictures in the browser", _demo, DEMO_ARGUMENTS),
 }

@@ -31,8 +31,8 @@ from .visual import ArtGPT4PreTrainedModel, VisualTokens, VisualTokensConfig, lo
 
 # %% auto #0
 __all__ = ['NOT_QUANTISED', 'ArtGPT4Config', 'ArtGPT4Parts', 'find_image_tokens', 'ArtGPT4Inputs', 'quantise_base_only',
-           'ArtGPT4Folders', 'WithoutImages', 'ArtGPT4Generation', 'labelled_columns', 'labelled_places', 'token_loss',
-           'is_packed', 'keep_apart', 'ArtGPT4ForConditionalGeneration']
+           'ArtGPT4Held', 'ArtGPT4Folders', 'WithoutImages', 'ArtGPT4Generation', 'labelled_columns', 'labelled_places',
+           'token_loss', 'is_packed', 'keep_apart', 'ArtGPT4ForConditionalGeneration']
 
 # %% ../nbs/13_model.ipynb #8b0b23cc
 class ArtGPT4Config(VisualTokensConfig):
@@ -149,8 +149,24 @@ def quantise_base_only(config):
         config.llm_int8_skip_modules = NOT_QUANTISED
     return config
 
+# %% ../nbs/13_model.ipynb #c24b99bd
+class ArtGPT4Held(ArtGPT4Inputs):
+    "How the language model is held: its type, and whether a folder can tell it."
+
+    def save_pretrained(self, *args, **kwargs):
+        "As for any model; an `InputError` where only the language model was quantised, which no folder can tell."
+        if getattr(self.language_model, "hf_quantizer", None) and not getattr(self, "hf_quantizer", None):
+            raise InputError("save_pretrained: the language model was loaded in 8 or 4 bits, and the folder could not be read "
+                             "again; write what was trained by save_trained, or load the language model in 16 bits")
+        super().save_pretrained(*args, **kwargs)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        "The language model's type: what the frozen parts have, whatever is kept in fp32 beside them."
+        return self.language_model.get_input_embeddings().weight.dtype
+
 # %% ../nbs/13_model.ipynb #95332aba
-class ArtGPT4Folders(ArtGPT4Inputs):
+class ArtGPT4Folders(ArtGPT4Held):
     "Put together from parts, or loaded as a whole."
 
     @classmethod
@@ -176,11 +192,6 @@ class ArtGPT4Folders(ArtGPT4Inputs):
         model._reset({m[1] for m in map(added.match, info["missing_keys"]) if m})
         set_scheme(model, scheme or saved)
         return (model, info) if output_loading_info else model
-
-    @property
-    def dtype(self) -> torch.dtype:
-        "The language model's type: what the frozen parts have, whatever is kept in fp32 beside them."
-        return self.language_model.get_input_embeddings().weight.dtype
 
 # %% ../nbs/13_model.ipynb #674dce6e
 class WithoutImages(LogitsProcessorList):

@@ -19,7 +19,6 @@ import accelerate
 import psutil
 import torch
 import transformers
-from accelerate.state import PartialState
 
 from .answers import caption, describe, shuffled
 from .checkpoints import Checkpoint
@@ -29,6 +28,7 @@ from .encode import empty_if_old
 from .evaluation.benchmark import fetch_released, write_questions
 from .evaluation.scores import reference_points, score_answers
 from .files import locked, read_json, read_jsonl, recorded, sha256, write_json, write_jsonl
+from .processes import here
 from .profile import InputError, Profile, find_root
 from .release import load_trained, save_trained
 from .stages import build, encode_split, features_path, split_features, train_stage, training_code
@@ -116,26 +116,29 @@ def run_train(profile: Profile, scheme: str, stage: int) -> None:
     "Train one stage of one scheme: its tensors, its log (JSONL) and its summary (JSON)."
     result = profile.results / "training" / f"{scheme}-stage{stage}.json"
     kept = find_root() / "checkpoints" / profile.name / f"{scheme}-stage{stage}"
-    first = PartialState().is_main_process
+    first = here().is_main_process
     with alone(kept) if first else contextlib.nullcontext(), recorded(result) if first else contextlib.nullcontext({}) as notes:
         checkpoint, live = kept_at(kept) if first else None, result.with_suffix(".run.jsonl")
-        PartialState().wait_for_everyone()
+        here().wait_for_everyone()
+        notes.update(circumstances(profile, stage))
+        if first:
+            print("effective batch: {samples} samples (processes: {processes}, accumulated parts: {parts})".format(**notes["batch"]))
         watch = Watch(live, trackers=tuple(profile.train.trackers), settings=dataclasses.asdict(profile.train))
         start = weights_path(profile, scheme, 1) if stage == 2 else None
         model, log, summary = train_stage(profile, scheme, stage, profile.seed, start, checkpoint=kept, watch=watch)
+        save_trained(model, weights_path(profile, scheme, stage), first)
         if first:
-            save_trained(model, weights_path(profile, scheme, stage))
             write_jsonl(result.with_suffix(".jsonl"), log)
             write_json(result, summary)
             checkpoint.delete()
-            notes.update(watch.summary(), **circumstances(profile, stage), trainable=summary["trainable"])
+            notes.update(watch.summary(), trainable=summary["trainable"])
             print(f"{scheme}, stage {stage}: validation loss {summary['validation_loss']:.3f}, "
                   f"with shuffled pictures {summary['validation_loss_shuffled']:.3f}")
 
 
 def circumstances(profile: Profile, stage: int) -> dict:
     "Seed, device, how the batch is made up, and versions."
-    batch, processes, parts = getattr(profile.train, f"stage{stage}").batch_size, PartialState().num_processes, profile.train.accumulate
+    batch, processes, parts = getattr(profile.train, f"stage{stage}").batch_size, here().num_processes, profile.train.accumulate
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
     return dict(seed=profile.seed, device=device, threads=torch.get_num_threads(),
                 batch=dict(samples=batch, processes=processes, parts=parts),

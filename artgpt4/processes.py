@@ -42,8 +42,9 @@ def accelerator_of(mixed_precision: str, **options) -> Accelerator:
     if state.distributed_type == DistributedType.FSDP:  # the last Accelerator's name for it, which the next does not know
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     accelerator = Accelerator(mixed_precision=mixed_precision, **options)
-    if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
-        raise InputError("FSDP of version 1 cannot mix frozen and trained tensors; write `fsdp_version: 2` (launch/fsdp2.yaml)")
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" and not accelerator.is_fsdp2:
+        raise InputError("FSDP: needs GPUs, and its version 2, which can mix frozen and trained tensors; use launch/fsdp2.yaml, or "
+                         "launch/ddp.yaml on a CPU")
     return accelerator
 
 # %% ../nbs/18d_processes.ipynb #739cb244
@@ -66,10 +67,16 @@ def placed(value: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
 
 
 def whole_state(trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict:
-    "Trained tensors, and the optimizer's state of each, by name and whole."
+    "Trained tensors and the optimizer's state of each, by name, whole, on the CPU; the first process alone keeps them."
+    first = here().is_main_process
+
+    def gathered(tensor):
+        tensor = whole(tensor)
+        return tensor.cpu() if first else None
+
     moments = {n: optimizer.state[p] for n, p in trained.items() if p in optimizer.state}
-    return dict(trained={n: whole(p) for n, p in trained.items()},
-                optimizer={n: {k: whole(v) for k, v in state.items()} for n, state in moments.items()})
+    return dict(trained={n: gathered(p) for n, p in trained.items()},
+                optimizer={n: {k: gathered(v) for k, v in state.items()} for n, state in moments.items()})
 
 
 @torch.no_grad()

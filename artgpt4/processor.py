@@ -36,8 +36,7 @@ class Encoder(ProcessorMixin):
 
     def __init__(self, tokenizer, image_size: int = 224, num_query_tokens: int = 32, image_token_id: int | None = None):
         super().__init__(tokenizer)
-        self.image_size = image_size
-        self.num_query_tokens = num_query_tokens
+        self.image_size, self.num_query_tokens = image_size, num_query_tokens
         self.image_token_id = len(tokenizer) if image_token_id is None else image_token_id
 
     def image_transform(self, image, train: bool = False, generator: torch.Generator | None = None) -> torch.Tensor:

@@ -7,11 +7,12 @@ Docs: https://artgpt4.github.io/artgpt4/stages.html.md"""
 # %% ../nbs/20b_stages.ipynb #89816e2d
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from .batches import Batches, Pairs, collate, make_pairs, permute_pictures
 from .checkpoints import Checkpoint
@@ -27,12 +28,13 @@ from .profile import InputError, Profile, Rate
 from .release import load_trained
 from .schedule import release_lr
 from .trainer import fit
+from .visual import load_part
 from .watching import Watch
 
 # %% auto #0
 __all__ = ['STAGE_SPLITS', 'CONTROLS', 'TRAINING_CODE', 'PRECISIONS', 'read_split', 'frozen_parts', 'features_path',
-           'encoding_of', 'encode_split', 'split_features', 'split_pairs', 'build', 'training_code', 'stage_loss',
-           'validation_loss', 'train_stage']
+           'encoding_of', 'encode_split', 'split_features', 'split_pairs', 'held', 'build', 'training_code',
+           'stage_loss', 'validation_loss', 'train_stage']
 
 # %% ../nbs/20b_stages.ipynb #7e3da2c9
 STAGE_SPLITS = {1: ("shards/train", "shards/validation"), 2: ("alignment/train", "alignment/validation")}
@@ -81,13 +83,26 @@ def split_pairs(profile: Profile, split: str, stage: int) -> Pairs:
     "A split's texts with the features of their pictures."
     return make_pairs(read_split(profile, split), split_features(profile, split), stage)
 
+# %% ../nbs/20b_stages.ipynb #e3fc8dfd
+def held(frozen: str) -> dict:
+    "How a language model is loaded whose frozen tensors are held so: arguments of `from_pretrained`."
+    if frozen in ("fp32", "bf16", "fp16"):
+        return dict(dtype={"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[frozen])
+    if find_spec("bitsandbytes") is None:
+        raise InputError(f"train.frozen: {frozen}: needs bitsandbytes, which is not installed; `pip install bitsandbytes`, or "
+                         "write bf16")
+    from transformers import BitsAndBytesConfig
+
+    four = dict(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16)
+    return dict(dtype=torch.bfloat16, quantization_config=BitsAndBytesConfig(**(four if frozen == "4bit" else {"load_in_8bit": True})))
+
 # %% ../nbs/20b_stages.ipynb #7b45ca03
 def build(profile: Profile, scheme: str, seed: int) -> tuple[ArtGPT4ForConditionalGeneration, ArtGPT4Processor]:
     "The untrained model of a scheme (or control) on the profile's frozen parts, and its processor."
     home = frozen_parts(profile)
+    language_model = load_part(home / "language", AutoModelForCausalLM, **held(profile.train.frozen))
     torch.manual_seed(seed)
-    model = ArtGPT4ForConditionalGeneration.from_parts(
-        home / "vision", home / "language", scheme=CONTROLS.get(scheme, scheme))
+    model = ArtGPT4ForConditionalGeneration.from_parts(home / "vision", language_model, scheme=CONTROLS.get(scheme, scheme))
     processor = ArtGPT4Processor(
         AutoTokenizer.from_pretrained(home / "language"), image_size=model.config.vision_config.image_size,
         num_query_tokens=model.config.num_query_tokens, image_token_id=model.config.image_token_id)
@@ -125,21 +140,31 @@ def validation_loss(model: nn.Module, pairs: Pairs, processor, stage: int, max_t
         tokens += count
     return total / tokens
 
+# %% ../nbs/20b_stages.ipynb #e970eb6e
+def _rate(profile: Profile, scheme: str, stage: int, rate: Rate | None) -> Rate:
+    "`rate`, or the profile's for the scheme; an `InputError` where there is none, or a dial asks what the scheme cannot do."
+    train, where = profile.train, f"profiles/{profile.name}.yaml.train"
+    rates = getattr(train, f"stage{stage}").rates
+    if rate is None and scheme not in rates:
+        raise InputError(f"{where}.stage{stage}.rates.{scheme}: missing; add its three rates")
+    if scheme == "prefix" and train.batching == "packed":
+        raise InputError(f"{where}.batching: packed has one prefix a row; write bucketed for prefix")
+    if scheme == "prefix" and train.gradient_checkpointing:
+        raise InputError(f"{where}.gradient_checkpointing: drops the cache, and so the prefix; write false for prefix")
+    return rate or rates[scheme]
+
 # %% ../nbs/20b_stages.ipynb #3f6c0fa7
 def train_stage(profile: Profile, scheme: str, stage: int, seed: int, start: Path | None = None,
                 rate: Rate | None = None, checkpoint: Path | None = None,
                 watch: Watch | None = None) -> tuple[nn.Module, list[dict], dict]:
     "Train one stage of one scheme (stage 2 from the tensors in `start`); the model, its log and its summary."
     train, dials, state = profile.train, getattr(profile.train, f"stage{stage}"), here()
-    if rate is None and scheme not in dials.rates:
-        raise InputError(f"profiles/{profile.name}.yaml.train.stage{stage}.rates.{scheme}: missing; add its three rates")
-    if scheme == "prefix" and train.batching == "packed":
-        raise InputError(f"profiles/{profile.name}.yaml.train.batching: packed has one prefix a row; write bucketed for prefix")
-    rate = rate or dials.rates[scheme]
+    rate = _rate(profile, scheme, stage, rate)
     model, processor = build(profile, scheme, seed)
     if stage == 2:
         load_trained(model, start)
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    if train.gradient_checkpointing:
+        getattr(model, "activation_checkpointing_enable", model.gradient_checkpointing_enable)()
     pairs, checked = (split_pairs(profile, split, stage) for split in STAGE_SPLITS[stage])
     seen = permute_pictures(pairs, seed) if scheme in CONTROLS else pairs
     batches = Batches(seen, processor, stage, dials.batch_size, dials.max_target_tokens, seed,

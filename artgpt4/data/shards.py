@@ -130,7 +130,8 @@ class Sample:
     def read_all(self, suffixes: Iterable[str]) -> dict[str, bytes]:
         "The bytes of several members, for which the shard is opened once."
         with open(self.shard, "rb", buffering=0) as file:
-            return {suffix: os.pread(file.fileno(), self.members[suffix][1], self.members[suffix][0]) for suffix in suffixes}
+            places = {suffix: self.members[suffix] for suffix in suffixes}
+            return {suffix: os.pread(file.fileno(), size, place) for suffix, (place, size) in places.items()}
 
 
 def _key(path: bytes) -> tuple[str, str] | None:

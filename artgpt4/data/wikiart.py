@@ -18,7 +18,7 @@ from .records import IMAGES, Report, unscramble
 from ..profile import InputError
 
 # %% auto #0
-__all__ = ['BROKEN', 'repair_name', 'fold_name', 'Artworks']
+__all__ = ['BROKEN', 'repair_name', 'fold_name', 'ArtworkFiles', 'Artworks']
 
 # %% ../../nbs/04b_wikiart.ipynb #87face95
 _TAILS = "".join(bytes([b]).decode("cp1252", "ignore") for b in range(0x80, 0xC0)) + "\x80-\x9f"
@@ -70,8 +70,8 @@ def _index(paths: list[str], key) -> dict[str, list[str]]:
     return index
 
 # %% ../../nbs/04b_wikiart.ipynb #081bb81e
-class Artworks:
-    "The picture files of `art_style/painting.jpg` folders, to be found by an artwork's name."
+class ArtworkFiles:
+    "The picture files of `art_style/painting.jpg` folders, indexed by artwork."
 
     KEYS = (lambda name: unicodedata.normalize("NFC", name), lambda name: fold_name(repair_name(name)), _rough_fold)
 
@@ -82,7 +82,7 @@ class Artworks:
         self._found: dict[str, tuple[list[Path], int]] = {}
 
     @classmethod
-    def afresh(cls, images: str | Path | Artworks) -> Artworks:
+    def afresh(cls, images: str | Path | ArtworkFiles) -> ArtworkFiles:
         "The artworks of a folder; or those given, whose index is kept, with nothing picked and reported yet."
         artworks = copy.copy(images) if isinstance(images, cls) else cls(images)
         artworks._found = {}
@@ -96,6 +96,10 @@ class Artworks:
             if paths := self._depths[depth].get(key(name)):
                 return [Path(p) for p in paths], depth
         return [], len(self.KEYS)
+
+# %% ../../nbs/04b_wikiart.ipynb #0003831b
+class Artworks(ArtworkFiles):
+    "The picture files of `art_style/painting.jpg` folders, to be found by an artwork's name."
 
     def pick(self, name: str, report: Report) -> Path | None:
         "The file of the artwork `name`; None, counted in `report`, where there is none or more than one."
