@@ -136,7 +136,8 @@ class Batches:
     "A step's batch, or this process's share of it: a list of `accumulate` parts, each an input of the model."
 
     def __init__(self, pairs: Pairs, processor, stage: int, batch_size: int, max_target_tokens: int, seed: int,
-                 batching: str = "padded", accumulate: int = 1, process: int = 0, processes: int = 1):
+                 batching: str = "padded", accumulate: int = 1, process: int = 0, processes: int = 1,
+                 hidden_size: int = 1024):
         if batching not in LAYOUTS:
             raise InputError(f"batching {batching!r}: write one of {', '.join(LAYOUTS)}")
         if batch_size < processes * accumulate:
@@ -144,7 +145,8 @@ class Batches:
                              "raise it, or lower `accumulate`")
         draws = BucketedDraws if batching == "bucketed" else Draws
         self.draws = draws(pairs, processor, stage, batch_size, max_target_tokens, seed)
-        self.packed, self.parts, self.mine = batching == "packed", processes * accumulate, slice(process, None, processes)
+        self.packed, self.hidden_size = batching == "packed", hidden_size  # of the language model: see `fill_rows`
+        self.parts, self.mine = processes * accumulate, slice(process, None, processes)
 
     def __call__(self, step: int) -> list[dict]:
         draw = self.draws.draw(step)
@@ -157,7 +159,7 @@ class Batches:
         "Some samples as the model's input: ids, labels, what keeps samples apart, and the pictures in their order."
         pairs, pad_id = self.draws.pairs, self.draws.processor.pad_id
         if self.packed:
-            rows = [[part[i] for i in row] for row in fill_rows([len(coded[i][0]) for i in part])]
+            rows = [[part[i] for i in row] for row in fill_rows([len(coded[i][0]) for i in part], self.hidden_size)]
             part, text = [i for row in rows for i in row], pack(coded, rows, pad_id)
         else:
             text = pad([coded[i] for i in part], pad_id)

@@ -8,11 +8,12 @@ Docs: https://artgpt4.github.io/artgpt4/packing.html.md"""
 from __future__ import annotations
 
 import heapq
+import math
 
 import torch
 
 # %% auto #0
-__all__ = ['SLACK', 'pad', 'deal', 'share', 'fill_rows', 'pack']
+__all__ = ['pad', 'deal', 'share', 'fill_rows', 'pack']
 
 # %% ../nbs/16b_packing.ipynb #7c754d1f
 def pad(coded: list[tuple[list[int], list[int]]], pad_id: int) -> dict:
@@ -40,16 +41,25 @@ def share(lengths: list[int], parts: int) -> list[list[int]]:
     return shares
 
 # %% ../nbs/16b_packing.ipynb #977087b3
-SLACK = 0.05
+def fill_rows(lengths: list[int], hidden_size: int) -> list[list[int]]:
+    "Rows of indices, as many as cost least in a language model of that width."
+    total, longest = sum(lengths), max(lengths)
 
+    def cost(rows: int, width: float) -> float:
+        return rows * width * (2 * hidden_size + width)
 
-def fill_rows(lengths: list[int]) -> list[list[int]]:
-    "Rows of indices: as many, and so as short, as leave at most a twentieth of their places empty."
-    places = sum(lengths) * (1 + SLACK)
-    for rows in range(int(places / max(lengths)), 0, -1):  # one row always fits
+    def at_best(rows: int) -> float:
+        return cost(rows, max(longest, total / rows))
+
+    best, least = [], math.inf
+    for rows in sorted(range(1, len(lengths) + 1), key=at_best):
+        if at_best(rows) >= least:
+            break
         shares = share(lengths, rows)
-        if rows * max(sum(lengths[i] for i in row) for row in shares) <= places:
-            return shares
+        found = cost(rows, max(sum(lengths[i] for i in row) for row in shares))
+        if found < least:
+            best, least = shares, found
+    return best
 
 # %% ../nbs/16b_packing.ipynb #db8ded8d
 def pack(coded: list[tuple[list[int], list[int]]], rows: list[list[int]], pad_id: int) -> dict:

@@ -7,6 +7,7 @@ Docs: https://artgpt4.github.io/artgpt4/processor.html.md"""
 # %% ../nbs/14_processor.ipynb #0c5b5b22
 from __future__ import annotations
 
+from functools import partial
 from os.path import commonprefix
 
 import torch
@@ -53,12 +54,10 @@ class Encoder(ProcessorMixin):
 
     def encode_targets(self, targets: list[str], end: str, max_target_tokens: int) -> list[list[int]]:
         "Ids of each target + end; what is too long loses the tail of its target and keeps its end."
-        coded = self.tokenizer([target + end for target in targets], add_special_tokens=False).input_ids
-        for i, ids in enumerate(coded):
-            if len(ids) > max_target_tokens:
-                alone = self.tokenizer(targets[i], add_special_tokens=False).input_ids
-                coded[i] = cut_target(ids, alone, max_target_tokens)
-        return coded
+        tokenise = partial(self.tokenizer, add_special_tokens=False)
+        whole = tokenise([target + end for target in targets]).input_ids
+        return [ids if len(ids) <= max_target_tokens else cut_target(ids, tokenise(target).input_ids, max_target_tokens)
+                for target, ids in zip(targets, whole)]
 
     def encode_pair(self, prompt: str, target: str, end: str, max_target_tokens: int) -> tuple[list[int], list[int]]:
         "`input_ids` and `labels` of one example: the loss is on target + end, at most `max_target_tokens`."

@@ -168,7 +168,7 @@ def train_stage(profile: Profile, scheme: str, stage: int, seed: int, start: Pat
     pairs, checked = (split_pairs(profile, split, stage) for split in STAGE_SPLITS[stage])
     seen = permute_pictures(pairs, seed) if scheme in CONTROLS else pairs
     batches = Batches(seen, processor, stage, dials.batch_size, dials.max_target_tokens, seed,
-                      train.batching, train.accumulate, state.process_index, state.num_processes)
+                      train.batching, train.accumulate, state.process_index, state.num_processes, model.config.text_config.hidden_size)
     watch = watch or Watch()
     watch.samples, watch.vocabulary = dials.batch_size, model.config.text_config.vocab_size
     log = fit(
