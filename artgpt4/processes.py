@@ -12,7 +12,7 @@ import os
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, is_deepspeed_available
 from torch import nn
 
 from .profile import InputError
@@ -20,11 +20,19 @@ from .release import whole
 from .tuning import decoder_blocks
 
 # %% auto #0
-__all__ = ['here', 'accelerator_of', 'ready_to_shard', 'placed', 'whole_state', 'put_state']
+__all__ = ['asked_for', 'here', 'accelerator_of', 'check_floats', 'ready_to_shard', 'placed', 'whole_state', 'check_state',
+           'put_state']
 
 # %% ../nbs/18d_processes.ipynb #1a187e88
+def asked_for(way: str) -> bool:
+    "Whether the launcher was told to share the work by `way`: DEEPSPEED or FSDP."
+    return os.environ.get(f"ACCELERATE_USE_{way}", "false").lower() == "true"
+
+
 def here() -> PartialState:
     "This process's place among those that were started together; an `InputError` where they do not know of each other."
+    if asked_for("DEEPSPEED") and not is_deepspeed_available():
+        raise InputError("DeepSpeed is not installed: `pip install deepspeed`, or use launch/fsdp2.yaml, which also shards")
     started = int(os.environ.get("WORLD_SIZE", 1))
     state = PartialState(cpu=started > 1 and not torch.cuda.is_available())
     if state.num_processes != started:
@@ -35,23 +43,29 @@ def here() -> PartialState:
 # %% ../nbs/18d_processes.ipynb #91157534
 def accelerator_of(mixed_precision: str, **options) -> Accelerator:
     "A fresh Accelerator; an `InputError` for a way of sharing the work that the loop does not know."
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
-        raise InputError("DeepSpeed clips and steps by itself, out of this loop's sight; use launch/fsdp2.yaml, which also shards")
     state = here()
     AcceleratorState._reset_state()  # one process may train in one precision after another
     if state.distributed_type == DistributedType.FSDP:  # the last Accelerator's name for it, which the next does not know
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     accelerator = Accelerator(mixed_precision=mixed_precision, **options)
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true" and not accelerator.is_fsdp2:
+    if asked_for("FSDP") and not accelerator.is_fsdp2:
         raise InputError("FSDP: needs GPUs, and its version 2, which can mix frozen and trained tensors; use launch/fsdp2.yaml, or "
                          "launch/ddp.yaml on a CPU")
+    if asked_for("DEEPSPEED") and (not accelerator.deepspeed_plugin or accelerator.deepspeed_plugin.zero_stage != 3):
+        raise InputError("DeepSpeed: its stage 3 alone is known here, and Accelerate leaves it out where ACCELERATE_USE_CPU is "
+                         "set; use launch/zero3.yaml, without that variable")
     return accelerator
 
 # %% ../nbs/18d_processes.ipynb #739cb244
-def ready_to_shard(accelerator: Accelerator, model: nn.Module) -> None:
-    "Tell FSDP2 which modules are gathered one at a time, and to leave every tensor in its type."
+def check_floats(model: nn.Module) -> None:
+    "An `InputError` for a model that cannot be cut in pieces."
     if any(not p.is_floating_point() for p in model.parameters()):
         raise InputError("a language model in 8 or 4 bits is not sharded: write train.frozen: bf16, or use launch/ddp.yaml")
+
+
+def ready_to_shard(accelerator: Accelerator, model: nn.Module) -> None:
+    "Tell FSDP2 which modules are gathered one at a time, and to leave every tensor in its type."
+    check_floats(model)
     present = {type(module).__name__ for module in model.modules()}
     blocks = {type(block).__name__ for block in decoder_blocks(getattr(model, "language_model", model))}
     model._no_split_modules = sorted(blocks | (present & {*(model._no_split_modules or ())}))
@@ -79,15 +93,20 @@ def whole_state(trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimiz
                 optimizer={n: {k: gathered(v) for k, v in state.items()} for n, state in moments.items()})
 
 
-@torch.no_grad()
-def put_state(trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, state: dict, where: str) -> None:
-    "Put it back; an `InputError` that names a tensor of another scheme or size."
+def check_state(trained: dict[str, nn.Parameter], state: dict, where: str) -> None:
+    "An `InputError` that names a tensor of another scheme or size."
     shapes = {n: tuple(t.shape) for n, t in state["trained"].items()}
-    own = {n: tuple(p.shape) for n, p in trained.items()}
+    own = {n: tuple(getattr(p, "ds_shape", p.shape)) for n, p in trained.items()}
     if shapes != own:
         name = sorted(set(shapes.items()) ^ set(own.items()))[0][0]
         raise InputError(f"{where}: a checkpoint of another scheme or size: its {name} is {shapes.get(name, 'missing')}, the "
                          f"model's {own.get(name, 'missing')}; delete it, or train what it belongs to")
+
+
+@torch.no_grad()
+def put_state(trained: dict[str, nn.Parameter], optimizer: torch.optim.Optimizer, state: dict, where: str) -> None:
+    "Put it back, checked."
+    check_state(trained, state, where)
     for name, p in trained.items():
         p.copy_(placed(state["trained"][name], p))
         if name in state["optimizer"]:  # AdamW counts its steps on the CPU

@@ -282,6 +282,11 @@ def report_lines(report: dict) -> list[str]:
 # %% ../nbs/15_release.ipynb #e41cd93b
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     "All of a tensor that may lie in pieces on several GPUs. Then every process has to ask for it."
+    if hasattr(tensor, "ds_id"):  # in DeepSpeed's pieces
+        from deepspeed import zero
+
+        with zero.GatheredParameters([tensor]):
+            return tensor.detach().clone()
     return tensor.detach().full_tensor() if hasattr(tensor, "full_tensor") else tensor.detach()
 
 
@@ -290,11 +295,11 @@ def base_fingerprint(model) -> str:
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
-            flat = whole(parameter).flatten()
+            flat = (full := whole(parameter)).flatten()
             places = torch.linspace(0, len(flat) - 1, min(64, len(flat)), dtype=torch.float64).long()
             values = flat[places.to(flat.device)].to(torch.bfloat16).float().cpu().numpy()
             name = name.replace(".base_layer.", ".")  # what peft calls a layer's own weights
-            digest.update(f"{name} {tuple(parameter.shape)} ".encode() + values.tobytes())
+            digest.update(f"{name} {tuple(full.shape)} ".encode() + values.tobytes())
     return digest.hexdigest()[:16]
 
 # %% ../nbs/15_release.ipynb #d9a89e9e

@@ -110,7 +110,7 @@ def build(profile: Profile, scheme: str, seed: int) -> tuple[ArtGPT4ForCondition
 
 
 TRAINING_CODE = ["pixels", "prompts", "visual", "tuning", "adapter", "model", "processor", "features", "packing", "batches",
-                 "schedule", "recipes", "checkpoints", "watching", "processes", "trainer", "stages"]
+                 "schedule", "recipes", "checkpoints", "watching", "processes", "engine", "trainer", "stages"]
 
 
 def training_code() -> str:
@@ -192,10 +192,11 @@ def _mark(profile: Profile, scheme: str, stage: int, seed: int, rate: Rate, star
 
 
 def _summary(model, log, checked: Pairs, processor, stage: int, limit: int, seed: int) -> dict:
-    trained = [p for p in model.parameters() if p.requires_grad]
+    sizes = {p: getattr(p, "ds_numel", p.numel()) for p in model.parameters()}  # DeepSpeed keeps the whole's apart
+    trained = [size for p, size in sizes.items() if p.requires_grad]
     return dict(
         steps=len(log), final_loss=sum(row["loss"] for row in log[-20:]) / len(log[-20:]),
         validation_loss=validation_loss(model, checked, processor, stage, limit),
         validation_loss_shuffled=validation_loss(model, permute_pictures(checked, seed), processor, stage, limit),
-        trainable=sum(p.numel() for p in trained), tensors=len(trained),
-        parameters=sum(p.numel() for p in model.parameters()))
+        trainable=sum(trained), tensors=len(trained),
+        parameters=sum(sizes.values()))

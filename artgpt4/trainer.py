@@ -21,7 +21,8 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .checkpoints import Checkpoint, random_states, set_random_states
-from .processes import accelerator_of, here, put_state, ready_to_shard, whole_state
+from .engine import Engine, engine_state, gradient_norms, put_engine_state, ready_engine
+from .processes import accelerator_of, asked_for, here, put_state, ready_to_shard, whole_state
 from .profile import InputError, find_root
 from .recipes import CLIP, part_of, swap_adapters
 from .release import whole
@@ -57,6 +58,7 @@ class Run:
     loss_of: Callable
     max_grad_norm: float  # 0: only measured
     clip_scaled: bool  # the released recipe in fp16
+    engine: Engine | None = None  # DeepSpeed's, which is then the optimizer, too
 
 # %% ../nbs/19_trainer.ipynb #0a0a2723
 def tracked(watch: Watch) -> dict:
@@ -75,7 +77,8 @@ def begin(model: nn.Module, loss_of: Callable, lr: float, weight_decay: float, m
         raise InputError("mixed_precision fp16: needs a GPU; write bf16 or fp32, or see the chapter on recipes")
     if recipe == "released" and mixed_precision == "bf16":
         raise InputError("recipe released: was written for fp16; write fp16 or fp32, or recipe: repaired")
-    accelerator = accelerator_of(mixed_precision, **tracked(watch))
+    zero = asked_for("DEEPSPEED")
+    accelerator = accelerator_of("no" if zero else mixed_precision, **tracked(watch))
     optimizer = make_optimizer(model, lr, weight_decay)
     half = recipe == "released" and mixed_precision == "fp16"
     if half and accelerator.is_fsdp2:
@@ -84,9 +87,12 @@ def begin(model: nn.Module, loss_of: Callable, lr: float, weight_decay: float, m
         swap_adapters(model)
     if accelerator.is_fsdp2:
         ready_to_shard(accelerator, model)
+    if zero:
+        ready_engine(accelerator, model, max_grad_norm, mixed_precision)
     model, optimizer = accelerator.prepare(model, optimizer)
+    engine = Engine(model) if zero else None
     trained = {n: p for n, p in accelerator.unwrap_model(model).named_parameters() if p.requires_grad}
-    return Run(accelerator, model, optimizer, trained, loss_of, CLIP if half else max_grad_norm, half)
+    return Run(accelerator, model, engine or optimizer, trained, loss_of, CLIP if half else max_grad_norm, half, engine)
 
 # %% ../nbs/19_trainer.ipynb #e82ac80e
 def backward(run: Run, parts: list[dict], where: str) -> float:
@@ -98,7 +104,8 @@ def backward(run: Run, parts: list[dict], where: str) -> float:
         with contextlib.nullcontext() if i == len(parts) else accelerator.no_sync(run.model):
             with accelerator.autocast():
                 loss = run.loss_of(run.model, part)
-            accelerator.backward(loss * shares if shares > 1 else loss)
+            scaled = loss * shares if shares > 1 else loss
+            run.engine.backward(scaled, i == len(parts)) if run.engine else accelerator.backward(scaled)
         total += (value := loss.item())
         spoiled = spoiled if math.isfinite(value) else part
     if shares > 1:
@@ -110,7 +117,9 @@ def backward(run: Run, parts: list[dict], where: str) -> float:
 
 # %% ../nbs/19_trainer.ipynb #cfc8e72b
 def clip(run: Run) -> tuple[float, dict[str, float]]:
-    "Clip the gradients; their norm before that, in all and by part, to four digits; None where a scaled one overflowed."
+    "Clip the gradients; their norm before that, in all and by part."
+    if run.engine:  # clips when it steps
+        return gradient_norms(run.trained)
     if run.clip_scaled:
         norm = nn.utils.clip_grad_norm_(run.trained.values(), run.max_grad_norm)
     else:  # Accelerate takes the scale off first
@@ -121,12 +130,11 @@ def clip(run: Run) -> tuple[float, dict[str, float]]:
         if p.grad is not None:
             by_part.setdefault(part_of(name), []).append(p.grad)
     shrunk = max(1.0, (norm + 1e-6) / run.max_grad_norm) if run.max_grad_norm else 1.0
-    parts = {part: float(whole(nn.utils.get_total_norm(grads))) * shrunk for part, grads in by_part.items()}
-    return norm, {part: float(f"{value:.4g}") if math.isfinite(value) else None for part, value in parts.items()}
+    return norm, {part: float(whole(nn.utils.get_total_norm(grads))) * shrunk for part, grads in by_part.items()}
 
 # %% ../nbs/19_trainer.ipynb #f6eb9f83
 def step(run: Run, parts: list[dict], number: int, lr: float) -> dict:
-    "One step of the optimizer; the log's row."
+    "One step of the optimizer; the log's row. The norm of a part has four digits; None where a scaled one overflowed."
     for group in run.optimizer.param_groups:
         group["lr"] = lr
     loss = backward(run, parts, f"step {number}, rate {lr:.1e}")
@@ -135,13 +143,15 @@ def step(run: Run, parts: list[dict], number: int, lr: float) -> dict:
         raise InputError(f"step {number}: the loss is {loss:.4g}, but its gradient is {norm}; lower the rate ({lr:.1e})")
     run.optimizer.step()
     run.optimizer.zero_grad()
-    return dict(step=number, lr=lr, loss=loss, grad_norm=norm if math.isfinite(norm) else None, parts=by_part)
+    rounded = {part: float(f"{value:.4g}") if math.isfinite(value) else None for part, value in by_part.items()}
+    return dict(step=number, lr=lr, loss=loss, grad_norm=norm if math.isfinite(norm) else None, parts=rounded)
 
 # %% ../nbs/19_trainer.ipynb #cd2593b8
 def state_of(run: Run) -> dict:
     "What a checkpoint holds."
     scaler = run.accelerator.scaler
-    return dict(whole_state(run.trained, run.optimizer.optimizer), scaler=scaler.state_dict() if scaler else {},
+    state = engine_state(run.trained, run.engine) if run.engine else whole_state(run.trained, run.optimizer.optimizer)
+    return dict(state, scaler=scaler.state_dict() if scaler else {},
                 random=gather_object([random_states()]))
 
 
@@ -159,7 +169,8 @@ def resume(run: Run, checkpoint: Checkpoint) -> list[dict]:
     with run.accelerator.main_process_first(), contextlib.redirect_stdout(sys.stdout if first else None):
         state, log = checkpoint.load()
     if state:
-        put_state(run.trained, run.optimizer.optimizer, state, str(checkpoint.folder))
+        put = put_engine_state if run.engine else put_state
+        put(run.trained, run.engine or run.optimizer.optimizer, state, str(checkpoint.folder))
         if run.accelerator.scaler:
             run.accelerator.scaler.load_state_dict(state["scaler"])
         if len(state["random"]) == run.accelerator.num_processes:

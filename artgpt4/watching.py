@@ -25,7 +25,7 @@ __all__ = ['STUCK', 'diagnosis', 'check_learning', 'Watch']
 # %% ../nbs/18c_watching.ipynb #66e7f15a
 def _spoiled(named) -> str | None:
     "The name of the first tensor that holds a number that is not finite, as far as this process has it."
-    here = ((n, t.to_local() if hasattr(t, "to_local") else t) for n, t in named)
+    here = ((n, t.to_local() if hasattr(t, "to_local") else getattr(t, "ds_tensor", t)) for n, t in named)
     return next((n for n, t in here if t.is_floating_point() and not torch.isfinite(t).all()), None)
 
 

@@ -1,16 +1,18 @@
-"""Several processes train as one does: plain, DDP and FSDP2, on the CPU over gloo, from the same start to the same weights.
+"""Several processes train as one does: plain, DDP, FSDP2 and ZeRO-3, on the CPU over gloo, from the same start to the same weights.
 
-Each case forks two processes. FSDP2 asks for GPUs, so on the CPU Accelerate is told that it has them.
+Each case forks two processes. FSDP2 asks for GPUs, so on the CPU Accelerate is told that it has them. ZeRO-3 is checked where
+DeepSpeed is installed, which this repository does not ask for: `DS_BUILD_OPS=0 pip install deepspeed ninja`, and a C++ compiler.
 """
 
 import functools
+import json
 import os
 
 import pytest
 import torch
 from accelerate import debug_launcher
 from accelerate.state import AcceleratorState, PartialState
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, is_deepspeed_available
 
 from artgpt4.adapter import SCHEMES, set_scheme
 from artgpt4.checkpoints import Checkpoint
@@ -29,6 +31,17 @@ FSDP2 = dict(
     FSDP_AUTO_WRAP_POLICY="TRANSFORMER_BASED_WRAP",
     FSDP_RESHARD_AFTER_FORWARD="true",
 )
+WITH_DEEPSPEED = pytest.mark.skipif(not is_deepspeed_available(), reason="DeepSpeed is not installed: ZeRO-3 was not checked")
+WAYS = ["ddp", "fsdp2", pytest.param("zero3", marks=WITH_DEEPSPEED)]
+
+
+def environment_of(way: str, folder) -> dict[str, str]:
+    "What the launcher would say; DeepSpeed is also told to cut tensors of any size, ours being small."
+    if way == "zero3":
+        settings = folder / "zero3.json"
+        settings.write_text(json.dumps(dict(zero_optimization=dict(stage=3, stage3_param_persistence_threshold=0))))
+        return dict(ACCELERATE_USE_DEEPSPEED="true", ACCELERATE_USE_CPU="false", ACCELERATE_DEEPSPEED_CONFIG_FILE=str(settings))
+    return FSDP2 if way == "fsdp2" else {}
 
 
 def build(scheme: str = "artgpt4") -> ArtGPT4ForConditionalGeneration:
@@ -80,7 +93,7 @@ def train(out: str, scheme="artgpt4", folder=None, steps=STEPS, checkpointing=Fa
     except InputError as e:
         error = str(e)
     weights = {n: whole(p) for n, p in model.named_parameters() if p.requires_grad}
-    sharded = all(hasattr(p, "full_tensor") for p in model.parameters())
+    sharded = all(hasattr(p, "full_tensor") or (hasattr(p, "ds_id") and not p.numel()) for p in model.parameters())
     save_trained(model, f"{out}.safetensors", first=PartialState().is_main_process)
     model.eval()
     with torch.no_grad():
@@ -93,7 +106,7 @@ def child(environment: dict, function, *args) -> None:
     os.environ.update(environment)
     AcceleratorState._reset_state(reset_partial_state=True)  # what the parent was told
     here()
-    if environment:
+    if "ACCELERATE_USE_FSDP" in environment:
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     function(*args)
     torch.distributed.barrier()
@@ -129,54 +142,58 @@ def test_two_processes_are_one(tmp_path, scheme, accumulate):
 
 
 @pytest.mark.parametrize("scheme, accumulate", [("artgpt4", 1), ("artgpt4", 2), ("lora", 2), ("full", 1)])
-def test_sharded_over_two_processes_is_one(tmp_path, scheme, accumulate):
+@pytest.mark.parametrize("way", WAYS[1:])
+def test_sharded_over_two_processes_is_one(tmp_path, way, scheme, accumulate):
     (one,) = run(tmp_path / "one", 1, scheme=scheme)
-    two = run(tmp_path / "two", 2, FSDP2, scheme=scheme, accumulate=accumulate)
+    two = run(tmp_path / "two", 2, environment_of(way, tmp_path), scheme=scheme, accumulate=accumulate)
     same(one, two[0])
     assert two[0]["log"] == two[1]["log"] and two[0]["sharded"]
     assert two[0]["after"] == pytest.approx(one["after"], rel=1e-4)
     load_trained(build(scheme), f"{tmp_path}/two.safetensors")  # the file that a sharded model wrote fits a whole one
 
 
-def test_a_run_goes_on_in_other_processes(tmp_path):
+@pytest.mark.parametrize("way", WAYS[1:])
+def test_a_run_goes_on_in_other_processes(tmp_path, way):
     "One process, then two, then two with shards, then one again: as if nothing had happened."
     (whole_run,) = run(tmp_path / "whole", 1, steps=9)
     kept = tmp_path / "kept"
     run(tmp_path / "a", 1, folder=kept, steps=3)
     run(tmp_path / "b", 2, folder=kept, steps=5)
-    run(tmp_path / "c", 2, FSDP2, folder=kept, steps=7)
+    run(tmp_path / "c", 2, environment_of(way, tmp_path), folder=kept, steps=7)
     assert Checkpoint(kept, "mark").steps() == [4, 6]
     (last,) = run(tmp_path / "d", 1, folder=kept, steps=9)
     same(whole_run, last)
 
 
-@pytest.mark.parametrize("environment", [{}, FSDP2], ids=["ddp", "fsdp2"])
-def test_a_killed_run_of_two_ends_in_the_same_bits(tmp_path, environment):
+@pytest.mark.parametrize("way", WAYS)
+def test_a_killed_run_of_two_ends_in_the_same_bits(tmp_path, way):
+    environment = environment_of(way, tmp_path)
     straight = run(tmp_path / "straight", 2, environment, folder=tmp_path / "kept", steps=5)
     again = run(tmp_path / "again", 2, environment, folder=tmp_path / "kept", steps=5)  # from step 4
     for a, b in zip(straight, again):
         assert a["log"] == b["log"] and all(torch.equal(a["weights"][n], b["weights"][n]) for n in a["weights"])
 
 
-@pytest.mark.parametrize("environment", [{}, FSDP2], ids=["ddp", "fsdp2"])
-def test_a_nan_in_one_process_stops_both(tmp_path, environment):
-    for found in run(tmp_path / "nan", 2, environment, spoil=1):
+@pytest.mark.parametrize("way", WAYS)
+def test_a_nan_in_one_process_stops_both(tmp_path, way):
+    for found in run(tmp_path / "nan", 2, environment_of(way, tmp_path), spoil=1):
         assert found["error"] == (
             "step 1, rate 5.0e-03: the loss is nan: the batch's qformer_features are not finite: make them again (`dvc repro encode`)"
         )
 
 
-@pytest.mark.parametrize("environment", [{}, FSDP2], ids=["ddp", "fsdp2"])
-def test_a_checkpoint_of_another_scheme_is_refused_by_both(tmp_path, environment):
+@pytest.mark.parametrize("way", WAYS)
+def test_a_checkpoint_of_another_scheme_is_refused_by_both(tmp_path, way):
     run(tmp_path / "one", 1, folder=tmp_path / "kept", steps=3)
-    for found in run(tmp_path / "two", 2, environment, folder=tmp_path / "kept", scheme="projection"):
+    for found in run(tmp_path / "two", 2, environment_of(way, tmp_path), folder=tmp_path / "kept", scheme="projection"):
         assert "a checkpoint of another scheme or size" in found["error"] and found["log"] == []
 
 
-def test_gradient_checkpointing_changes_no_bit(tmp_path):
+@pytest.mark.parametrize("way", WAYS[1:])
+def test_gradient_checkpointing_changes_no_bit(tmp_path, way):
     (plain,), (saved,) = run(tmp_path / "a", 1), run(tmp_path / "b", 1, checkpointing=True)
     assert plain["log"] == saved["log"]
-    same(plain, run(tmp_path / "c", 2, FSDP2, checkpointing=True)[0])
+    same(plain, run(tmp_path / "c", 2, environment_of(way, tmp_path), checkpointing=True)[0])
 
 
 def test_processes_that_do_not_know_of_each_other_are_refused(tmp_path, monkeypatch):
