@@ -24,7 +24,10 @@ __all__ = ['MOMENTS', 'ready_engine', 'Engine', 'gradient_norms', 'own_piece', '
 # %% ../nbs/18e_engine.ipynb #f09a1cd4
 def ready_engine(accelerator: Accelerator, model: nn.Module, max_grad_norm: float, mixed_precision: str) -> None:
     "Write into DeepSpeed's settings what the profile decides; an `InputError` for what its ZeRO-3 cannot do in this loop."
+    from transformers.integrations import unset_hf_deepspeed_config
+
     check_floats(model)
+    unset_hf_deepspeed_config()  # else transformers would build this process's next model in pieces, from no start at all
     if mixed_precision == "fp16":
         raise InputError("mixed_precision fp16: DeepSpeed scales and skips by itself; write bf16 or fp32, or use launch/fsdp2.yaml")
     settings = accelerator.deepspeed_plugin.deepspeed_config

@@ -40,7 +40,8 @@ def environment_of(way: str, folder) -> dict[str, str]:
     if way == "zero3":
         settings = folder / "zero3.json"
         settings.write_text(json.dumps(dict(zero_optimization=dict(stage=3, stage3_param_persistence_threshold=0))))
-        return dict(ACCELERATE_USE_DEEPSPEED="true", ACCELERATE_USE_CPU="false", ACCELERATE_DEEPSPEED_CONFIG_FILE=str(settings))
+        return dict(ACCELERATE_USE_DEEPSPEED="true", ACCELERATE_USE_CPU="false", ACCELERATE_DEEPSPEED_ZERO3_INIT="false",
+                    ACCELERATE_DEEPSPEED_CONFIG_FILE=str(settings))  # fmt: skip
     return FSDP2 if way == "fsdp2" else {}
 
 
