@@ -12,6 +12,7 @@ import math
 import torch
 from accelerate import Accelerator
 from torch import nn
+from transformers.integrations import unset_hf_deepspeed_config
 
 from .processes import check_floats, check_state, here
 from .profile import InputError
@@ -24,26 +25,24 @@ __all__ = ['MOMENTS', 'ready_engine', 'Engine', 'gradient_norms', 'own_piece', '
 # %% ../nbs/18e_engine.ipynb #f09a1cd4
 def ready_engine(accelerator: Accelerator, model: nn.Module, max_grad_norm: float, mixed_precision: str) -> None:
     "Write into DeepSpeed's settings what the profile decides; an `InputError` for what its ZeRO-3 cannot do in this loop."
-    from transformers.integrations import unset_hf_deepspeed_config
-
     check_floats(model)
-    unset_hf_deepspeed_config()  # else transformers would build this process's next model in pieces, from no start at all
     if mixed_precision == "fp16":
         raise InputError("mixed_precision fp16: DeepSpeed scales and skips by itself; write bf16 or fp32, or use launch/fsdp2.yaml")
+    unset_hf_deepspeed_config()  # else transformers would build this process's next model in pieces, its weights not set
     settings = accelerator.deepspeed_plugin.deepspeed_config
     settings.update(train_micro_batch_size_per_gpu=1, gradient_accumulation_steps=1, gradient_clipping=max_grad_norm)
-    if mixed_precision == "bf16":  # by autocast; no module's gradients are sent in less than their own type
+    if mixed_precision == "bf16":  # by autocast; gradients are sent in their own type
         settings["torch_autocast"] = dict(enabled=True, dtype="bfloat16", lower_precision_safe_modules=[])
 
 # %% ../nbs/18e_engine.ipynb #7136dfd5
 class Engine:
-    "DeepSpeed's engine as the loop's optimizer."
+    "DeepSpeed's engine as the loop's optimizer: told when a step's last part has come, and when to step."
 
     def __init__(self, engine):
         self.engine, self.param_groups = engine, engine.optimizer.param_groups
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:
-        "Add a part's gradients to this process's pieces; whether it is the step's `last` part."
+        "Add the gradients of a part's loss to this process's pieces; `last`: no other part follows in this step."
         self.engine.set_gradient_accumulation_boundary(last)
         self.engine.backward(loss)
 
@@ -70,13 +69,11 @@ def gradient_norms(trained: dict[str, nn.Parameter]) -> tuple[float, dict[str, f
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-def own_piece(value: torch.Tensor, like: nn.Parameter) -> torch.Tensor:
-    "Of a whole tensor, flat, what this process holds of `like`; the last piece is filled up with zeros."
-    size, state = like.ds_tensor.numel(), here()
-    flat = nn.functional.pad(value.flatten(), (0, size * state.num_processes - value.numel()))
-    return flat[size * state.process_index :][:size].to(like.device)
+def own_piece(value: torch.Tensor, size: int, process: int) -> torch.Tensor:
+    "The piece of a whole tensor, end to end, that a process holds: `size` numbers, with zeros where it has none."
+    return nn.functional.pad(value.flatten(), (0, size * (process + 1) - value.numel()))[size * process :]
 
-
+# %% ../nbs/18e_engine.ipynb #3ec0ec38
 def engine_state(trained: dict[str, nn.Parameter], engine: Engine) -> dict:
     "As `whole_state`: trained tensors and their moments, by name, whole, on the CPU; the first process alone keeps them."
     from deepspeed.utils import safe_get_full_optimizer_state
@@ -103,8 +100,9 @@ def put_engine_state(trained: dict[str, nn.Parameter], engine: Engine, state: di
             p.copy_(state["trained"][name])
     sharded, steps = engine.engine.optimizer, next(iter(state["optimizer"].values()))["step"]
     sharded.refresh_fp32_params()  # it steps a copy
-    for flat in sharded.fp32_partitioned_groups_flat:  # it keeps the moments of many tensors end to end
+    for flat in sharded.fp32_partitioned_groups_flat:
         sharded.optimizer.state[flat] = dict(step=steps.clone(), **{k: torch.zeros_like(flat) for k in MOMENTS})
     for name, moments in state["optimizer"].items():
+        size = trained[name].ds_tensor.numel()
         for k in MOMENTS:
-            safe_set_local_optimizer_state(trained[name], own_piece(moments[k], trained[name]), k)
+            safe_set_local_optimizer_state(trained[name], own_piece(moments[k], size, here().process_index), k)
