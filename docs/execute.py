@@ -55,7 +55,7 @@ def chapters() -> list[Path]:
 def _files(path: Path) -> list[Path]:
     "The files at or below `path` that a chapter may read, in order."
     found = sorted(path.rglob("*")) if path.is_dir() else [path]
-    ignored = re.compile(r"__pycache__|\.ipynb_checkpoints|\.run\.json$|\.part$")
+    ignored = re.compile(r"__pycache__|\.ipynb_checkpoints|\.run\.jsonl?$|\.part$")
     return [p for p in found if p.is_file() and not ignored.search(p.as_posix())]
 
 

@@ -1,5 +1,6 @@
 """The pipeline as a whole: its graph, and a run of it in the smoke profile in a copy of the repository."""
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from dvc.repo import Repo
 from artgpt4.files import read_json
 from artgpt4.pipeline import forbidden, reaches
 
-from repository import ROOT, commit, copy_files
+from repository import ROOT, commit
 
 
 def graph(root: Path) -> dict[str, dict]:
@@ -45,15 +46,9 @@ def test_the_foundation_depends_on_code_and_dials_alone():
 
 
 @pytest.fixture(scope="module")
-def copy(tmp_path_factory):
-    "The repository's files in a folder of their own, set to the smoke profile, and a way to run a command there."
-    folder = tmp_path_factory.mktemp("smoke") / "repo"
-    copy_files(folder)
-    params = yaml.safe_load((folder / "params.yaml").read_text())
-    (folder / "params.yaml").write_text(yaml.safe_dump({**params, "profile": "smoke"}))
-    run = commit(folder)
-    run("dvc repro")
-    return run
+def copy(smoke, tmp_path_factory):
+    "A way to run a command in a copy of the repository in which the pipeline has run, at smoke size."
+    return commit(Path(shutil.copytree(smoke, tmp_path_factory.mktemp("pipeline") / "repo", symlinks=True)))
 
 
 def test_the_smoke_profile_runs_from_paint_to_pictures(copy):
