@@ -9,7 +9,7 @@ export DVC_NO_ANALYTICS := 1
 export HF_HUB_OFFLINE ?= 1
 
 .DEFAULT_GOAL := help
-.PHONY: help env repro test docs lab demo released studies readme clean
+.PHONY: help env deepspeed repro test docs lab demo released studies readme clean
 
 help:
 	@echo 'make env       install everything into .venv (PY=python3.12 chooses the Python, 3.11 or newer;'
@@ -20,6 +20,7 @@ help:
 	@echo 'make docs      build the site in docs/_build/html'
 	@echo 'make test      run every chapter, every test, the pipeline at smoke size, and build the site'
 	@echo 'make released  fetch the released benchmark answers and score them again'
+	@echo 'make deepspeed an environment with DeepSpeed over .venv, in which `make test` then checks ZeRO-3'
 	@echo 'make studies   run the longer experiments'
 	@echo 'make readme    render README.md from nbs/index.ipynb, and its pictures'
 	@echo 'make clean     delete what can be built again: site, caches (not data, not results)'
@@ -33,6 +34,18 @@ env: .venv/ok
 	$(UV) torch==2.13.0
 	$(UV) -r requirements.txt
 	$(UV) -e . --no-deps
+	@touch $@
+
+# DeepSpeed is no requirement: it is built from source, and on a CPU compiles once more when it runs (a C++ compiler).
+deepspeed: build/deepspeed/ok
+
+build/deepspeed/ok: .venv/ok
+	$(BIN)/python -m venv --clear build/deepspeed
+	$(BIN)/python -c 'import site; print(site.getsitepackages()[0])' > build/site.txt
+	mv build/site.txt "$$(build/deepspeed/bin/python -c 'import site; print(site.getsitepackages()[0])')/base.pth"
+	$(BIN)/uv pip install --quiet --python build/deepspeed/bin/python setuptools==84.2.1 ninja==1.13.2 hjson==3.1.0 \
+	  msgpack==1.2.4 py-cpuinfo==9.0.0 einops==0.8.2
+	DS_BUILD_OPS=0 $(BIN)/uv pip install --quiet --python build/deepspeed/bin/python --no-deps --no-build-isolation deepspeed==0.19.8
 	@touch $@
 
 repro: env

@@ -180,10 +180,11 @@ def main() -> int:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         begun = time.time()
+        made = args.made or Path(folder) / "made"
         if not args.made:
-            smoke_run(args.made := Path(folder) / "made")
+            smoke_run(made)
             print(f"a run that nobody killed: {time.time() - begun:.0f} s", flush=True)
-        copies = [Copy(Path(folder) / str(n), args.made) for n in range(args.jobs)]
+        copies = [Copy(Path(folder) / str(n), made) for n in range(args.jobs)]
         with ThreadPoolExecutor(args.jobs) as pool:
             parts = pool.map(lambda n: kill_some(copies[n], range(n, args.kills, args.jobs), args.seed), range(args.jobs))
             rows = [row for part in parts for row in part]
