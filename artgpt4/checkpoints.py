@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .files import read_json, replacing, sha256, write_json
+from .files import fingerprint, read_json, replacing, sha256, write_json
 from .profile import InputError
 
 # %% auto #0
@@ -22,11 +22,11 @@ __all__ = ['random_states', 'set_random_states', 'CheckpointFiles', 'Checkpoint'
 
 # %% ../nbs/18b_checkpoints.ipynb #aa3d1f20
 def random_states() -> dict:
-    "The states of the random generators of Python, NumPy, and PyTorch on every device."
+    "The states of the random generators of Python, NumPy, and PyTorch on the CPU and on this process's GPU."
     version, words, gauss = random.getstate()
     name, keys, at, has_gauss, cached = np.random.get_state()
     return dict(python=[version, list(words), gauss], numpy=[name, torch.tensor(keys.astype(np.int64)), at, has_gauss, cached],
-                torch=torch.get_rng_state(), cuda=torch.cuda.get_rng_state_all())
+                torch=torch.get_rng_state(), cuda=[torch.cuda.get_rng_state()] if torch.cuda.is_available() else [])
 
 
 def set_random_states(states: dict) -> None:
@@ -36,8 +36,8 @@ def set_random_states(states: dict) -> None:
     name, keys, *rest = states["numpy"]
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
     torch.set_rng_state(states["torch"])
-    if states["cuda"]:
-        torch.cuda.set_rng_state_all(states["cuda"])
+    if states["cuda"] and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"][0])
 
 # %% ../nbs/18b_checkpoints.ipynb #5c39ed28
 class CheckpointFiles:
@@ -73,7 +73,8 @@ class CheckpointFiles:
             facts = read_json(self.path(step, "json"))
         except InputError:
             return None
-        return facts if self.path(step).is_file() and sha256(self.path(step)) == facts["sha256"] else None
+        sound = facts.pop("facts", None) == fingerprint(facts) and self.path(step).is_file()
+        return facts if sound and sha256(self.path(step)) == facts["sha256"] else None
 
 # %% ../nbs/18b_checkpoints.ipynb #560eb39f
 class Checkpoint(CheckpointFiles):
@@ -101,7 +102,7 @@ class Checkpoint(CheckpointFiles):
             with replacing(path) as temporary:
                 torch.save(state, temporary)
             facts = dict(fingerprint=self.fingerprint, sha256=sha256(path), log=log)
-            write_json(self.path(len(log), "json"), facts)
+            write_json(self.path(len(log), "json"), dict(facts, facts=fingerprint(facts)))
         except (OSError, RuntimeError) as e:  # PyTorch's writer raises the second
             free = shutil.disk_usage(self.folder).free // 10**6
             raise InputError(f"{path}: could not be written ({str(e).splitlines()[0]}; {free} MB free); make room and start "

@@ -52,7 +52,7 @@ def forced() -> bool:
     if "DVC_STAGE" not in os.environ:
         return False
     lines = [parent.cmdline() for parent in psutil.Process().parents()]
-    flags = [arg for line in lines if {"repro", "run"} & set(line) and any(Path(a).name == "dvc" for a in line[:2]) for arg in line]
+    flags = [arg for line in lines if {"repro", "run"} & set(line) and any(Path(a).name == "dvc" for a in line[:3]) for arg in line]
     return any(arg == "--force" or (arg[:1] == "-" != arg[1:2] and "f" in arg) for arg in flags)
 
 
@@ -87,7 +87,8 @@ def run_foundation(profile: Profile) -> None:
             f"have to be laid out by hand; put them where foundation/{profile.name} expects them, or write 'train'")
     folder, summary = profile.foundation_folder, profile.results / "foundation.json"
     kept = find_root() / "checkpoints" / profile.name
-    mark = f"{profile.seed} {profile.foundation} {training_code()} {sha256(Path(__file__).parent / 'studio')}"
+    code = [training_code(), *(sha256(Path(__file__).parent / name) for name in ("studio", "data/emotions.py"))]
+    mark = f"{profile.seed} {profile.foundation} {profile.corpora.image_size} {torch.__version__} {code}"
     with alone(kept / "foundation"), recorded(summary):
         checkpoints = [kept_at(kept / part, mark) for part in ("language", "vision")]
         language = train_language(profile, folder / "language", checkpoints[0])
@@ -151,6 +152,7 @@ def answer_rows(profile: Profile, scheme: str, seed: int, stage1: Path, stage2: 
     settings = dict(max_new_tokens=profile.evaluate.max_new_tokens, num_beams=profile.evaluate.num_beams,
                     batch_size=profile.evaluate.batch_size)
     model, processor = build(profile, scheme, seed)
+    model.to(here().device)
     test, heldout = (split_features(profile, f"alignment/{s}") for s in ("test", "heldout"))
     whole, other = test.values, shuffled(len(test.keys))
     load_trained(model, stage1)

@@ -7,6 +7,7 @@ Docs: https://artgpt4.github.io/artgpt4/stages.html.md"""
 # %% ../nbs/20b_stages.ipynb #89816e2d
 from __future__ import annotations
 
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -109,8 +110,9 @@ def build(profile: Profile, scheme: str, seed: int) -> tuple[ArtGPT4ForCondition
     return model, processor
 
 
-TRAINING_CODE = ["pixels", "prompts", "visual", "tuning", "adapter", "model", "processor", "features", "packing", "batches",
-                 "schedule", "recipes", "checkpoints", "watching", "processes", "engine", "trainer", "stages"]
+TRAINING_CODE = ["data/records", "data/shards", "data/corpora", "pixels", "prompts", "visual", "tuning", "adapter", "model",
+                 "processor", "features", "packing", "batches", "release", "schedule",
+                 "recipes", "checkpoints", "watching", "processes", "engine", "trainer", "stages"]
 
 
 def training_code() -> str:
@@ -184,8 +186,11 @@ def train_stage(profile: Profile, scheme: str, stage: int, seed: int, start: Pat
 # %% ../nbs/20b_stages.ipynb #13664672
 def _mark(profile: Profile, scheme: str, stage: int, seed: int, rate: Rate, start: Path | None) -> str:
     "The fingerprint of everything a run depends on."
+    train, left_out = asdict(profile.train), ("save_every", "trackers", "stage1", "stage2")  # change no bit of this run
+    dials = {k: v for k, v in train[f"stage{stage}"].items() if k != "rates"}
     return fingerprint(dict(
-        profile=profile.name, scheme=scheme, stage=stage, seed=seed, rate=rate, train=profile.train,
+        profile=profile.name, scheme=scheme, stage=stage, seed=seed, rate=rate, dials=dials, torch=torch.__version__,
+        train={k: v for k, v in train.items() if k not in left_out},
         foundation=sha256(profile.foundation_folder), start=sha256(start) if start else None,
         texts=[sha256(profile.data / "corpora" / s) for s in STAGE_SPLITS[stage]],
         features=[sha256(features_path(profile, s) / INDEX) for s in STAGE_SPLITS[stage]], code=training_code()))

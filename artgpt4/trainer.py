@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import gather_object
+from accelerate.utils import LoggerType, gather_object
 from torch import nn
 from tqdm.auto import tqdm
 
@@ -24,7 +24,7 @@ from .checkpoints import Checkpoint, random_states, set_random_states
 from .engine import Engine, engine_state, gradient_norms, put_engine_state, ready_engine
 from .processes import accelerator_of, asked_for, here, put_state, ready_to_shard, whole_state
 from .profile import InputError, find_root
-from .recipes import CLIP, part_of, swap_adapters
+from .recipes import CLIP, decays, part_of, swap_adapters
 from .release import whole
 from .watching import Watch, diagnosis
 
@@ -33,8 +33,8 @@ __all__ = ['make_optimizer', 'Run', 'tracked', 'begin', 'backward', 'clip', 'ste
            'prove_training']
 
 # %% ../nbs/19_trainer.ipynb #b891d671
-def make_optimizer(model: nn.Module, lr: float, weight_decay: float) -> torch.optim.AdamW:
-    "AdamW (0.9, 0.999), eps 1e-8, over what requires a gradient; decay on matrices only (paper, section 4)."
+def make_optimizer(model: nn.Module, lr: float, weight_decay: float, recipe: str = "repaired") -> torch.optim.AdamW:
+    "AdamW (0.9, 0.999), eps 1e-8, over what requires a gradient; decay on matrices (paper, section 4), or as released."
     trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     if not trained:
         raise InputError(f"{type(model).__name__}: nothing requires a gradient; call set_scheme first")
@@ -42,6 +42,8 @@ def make_optimizer(model: nn.Module, lr: float, weight_decay: float) -> torch.op
     if low:
         raise InputError(f"{low[0]}: {len(low)} trained tensors are not fp32; half-precision weights lose small steps")
     matrices = {n for n, p in trained if sum(size > 1 for size in p.shape) >= 2}  # IA3's vectors are (n, 1)
+    if recipe == "released":
+        matrices = {n for n, p in trained if decays(n, p)}
     groups = [dict(params=[p for n, p in trained if n in matrices], weight_decay=weight_decay),
               dict(params=[p for n, p in trained if n not in matrices], weight_decay=0.0)]
     return torch.optim.AdamW(groups, lr=lr, betas=(0.9, 0.999), eps=1e-8)
@@ -64,9 +66,10 @@ class Run:
 def tracked(watch: Watch) -> dict:
     "Accelerate's arguments for the watch's trackers; an `InputError` for one that is not installed."
     installed = {tracker.value for tracker in get_available_trackers()}
+    known = ", ".join(sorted(tracker.value for tracker in LoggerType if tracker != LoggerType.ALL))
     for name in watch.trackers:
         if isinstance(name, str) and name not in installed:
-            raise InputError(f"train.trackers: {name}: no tracker of this name is installed; install it (`pip install {name}`)")
+            raise InputError(f"train.trackers: {name}: no tracker of this name is installed; known: {known}")
     return dict(log_with=watch.trackers, project_dir=str(find_root() / "checkpoints/trackers")) if watch.trackers else {}
 
 # %% ../nbs/19_trainer.ipynb #e42a7cd5
@@ -79,8 +82,10 @@ def begin(model: nn.Module, loss_of: Callable, lr: float, weight_decay: float, m
         raise InputError("recipe released: was written for fp16; write fp16 or fp32, or recipe: repaired")
     zero = asked_for("DEEPSPEED")
     accelerator = accelerator_of("no" if zero else mixed_precision, **tracked(watch))
-    optimizer = make_optimizer(model, lr, weight_decay)
+    optimizer = make_optimizer(model, lr, weight_decay, recipe)
     half = recipe == "released" and mixed_precision == "fp16"
+    if recipe == "released":  # it clips in half precision only
+        max_grad_norm = CLIP if half else 0.0
     if half and accelerator.is_fsdp2:
         raise InputError("recipe released in fp16: its swapped adapters cannot be sharded; use launch/ddp.yaml or one GPU")
     if half:
@@ -92,7 +97,7 @@ def begin(model: nn.Module, loss_of: Callable, lr: float, weight_decay: float, m
     model, optimizer = accelerator.prepare(model, optimizer)
     engine = Engine(model) if zero else None
     trained = {n: p for n, p in accelerator.unwrap_model(model).named_parameters() if p.requires_grad}
-    return Run(accelerator, model, engine or optimizer, trained, loss_of, CLIP if half else max_grad_norm, half, engine)
+    return Run(accelerator, model, engine or optimizer, trained, loss_of, max_grad_norm, half, engine)
 
 # %% ../nbs/19_trainer.ipynb #e82ac80e
 def backward(run: Run, parts: list[dict], where: str) -> float:
@@ -151,8 +156,8 @@ def state_of(run: Run) -> dict:
     "What a checkpoint holds."
     scaler = run.accelerator.scaler
     state = engine_state(run.trained, run.engine) if run.engine else whole_state(run.trained, run.optimizer.optimizer)
-    return dict(state, scaler=scaler.state_dict() if scaler else {},
-                random=gather_object([random_states()]))
+    stale = {n: p.grad.cpu() for n, p in run.trained.items() if p.grad is not None} if run.clip_scaled else {}  # never zeroed
+    return dict(state, scaler=scaler.state_dict() if scaler else {}, stale=stale, random=gather_object([random_states()]))
 
 
 def keep(run: Run, checkpoint: Checkpoint, log: list[dict]) -> None:
@@ -171,6 +176,8 @@ def resume(run: Run, checkpoint: Checkpoint) -> list[dict]:
     if state:
         put = put_engine_state if run.engine else put_state
         put(run.trained, run.engine or run.optimizer.optimizer, state, str(checkpoint.folder))
+        for name, gradient in state["stale"].items():
+            run.trained[name].grad = gradient.to(run.trained[name].device)
         if run.accelerator.scaler:
             run.accelerator.scaler.load_state_dict(state["scaler"])
         if len(state["random"]) == run.accelerator.num_processes:

@@ -32,7 +32,7 @@ def _spoiled(named) -> str | None:
 def diagnosis(model: nn.Module, batch: dict[str, torch.Tensor]) -> str:
     "Where a loss that is not finite comes from, and what to do."
     if name := _spoiled(batch.items()):
-        return f"the batch's {name} are not finite: make them again (`dvc repro encode`)"
+        return f"the batch's {name} are not finite: delete the features and run `dvc repro encode`"
     if name := _spoiled((n, p) for n, p in model.named_parameters() if p.requires_grad):
         return f"{name} is not finite since an earlier step: lower the rate, or clip gradients"
     if name := _spoiled(model.named_parameters()):

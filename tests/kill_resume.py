@@ -97,8 +97,9 @@ def until(run: subprocess.Popen, condition) -> bool:
 def strike(copy: Copy, stage: str, kind: str, rng: random.Random, seconds: float) -> str:
     "Start the stage afresh and kill it; what was hit, empty where the run was over first."
     if kind == "rename":
-        where = "/checkpoints/" if stage in TRAINING or stage == "foundation" else "smoke/"
-        at, when = str(rng.randint(1, 6) if where == "/checkpoints/" else 1), rng.choice(["before", "after"])
+        where, most = ("/checkpoints/", 6) if stage in TRAINING or stage == "foundation" else ("smoke/", 1)
+        where, most = ("/features/", 2) if stage.startswith("encode") else (where, most)  # a shard, or the index
+        at, when = str(rng.randint(1, most)), rng.choice(["before", "after"])
         run = copy.start(stage, "-f", KILL_AT=at, KILL_WHEN=when, KILL_WHERE=where)
         return f"{when} renaming {at}" if run.wait(WAIT) == -signal.SIGKILL else ""
     by_step = stage in TRAINING and rng.random() < 0.6
@@ -118,7 +119,8 @@ def strike(copy: Copy, stage: str, kind: str, rng: random.Random, seconds: float
             child_of(run).kill()
         else:
             (os.killpg if kind == "group" else os.kill)(run.pid, signal.SIGKILL)
-    except (AttributeError, psutil.NoSuchProcess):
+    except (AttributeError, psutil.NoSuchProcess):  # the child has just ended
+        run.wait(WAIT)
         return ""
     run.wait(WAIT)
     return moment

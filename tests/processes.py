@@ -176,7 +176,7 @@ def test_a_run_goes_on_in_other_processes(tmp_path, way):
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_a_killed_run_of_two_ends_in_the_same_bits(tmp_path, way):
+def test_two_that_resume_end_in_the_same_bits(tmp_path, way):
     environment = environment_of(way, tmp_path)
     straight = run(tmp_path / "straight", 2, environment, folder=tmp_path / "kept", steps=5)
     again = run(tmp_path / "again", 2, environment, folder=tmp_path / "kept", steps=5)  # from step 4
@@ -188,7 +188,7 @@ def test_a_killed_run_of_two_ends_in_the_same_bits(tmp_path, way):
 def test_a_nan_in_one_process_stops_both(tmp_path, way):
     for found in run(tmp_path / "nan", 2, environment_of(way, tmp_path), spoil=1):
         assert found["error"] == (
-            "step 1, rate 5.0e-03: the loss is nan: the batch's qformer_features are not finite: make them again (`dvc repro encode`)"
+            "step 1, rate 5.0e-03: the loss is nan: the batch's qformer_features are not finite: delete the features and run `dvc repro encode`"
         )
 
 

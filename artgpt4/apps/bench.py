@@ -42,7 +42,7 @@ from ..visual import VisualTokensConfig
 # %% auto #0
 __all__ = ['VICUNAS', 'LONGEST', 'RUNGS', 'TOLERANCE', 'SWEEP', 'bench_config', 'check_fits', 'number_processor',
            'random_records', 'Trainee', 'make_trainee', 'Options', 'ladder', 'train_step', 'steps_of', 'first_losses',
-           'compare_losses', 'held_bytes', 'peak_bytes', 'products', 'useful_flops', 'time_jobs', 'row',
+           'compare_losses', 'held_bytes', 'peak_bytes', 'products', 'useful_flops', 'time_jobs', 'row', 'add_shares',
            'time_encoding', 'run_bench', 'bench_table', 'draw_bench']
 
 # %% ../../nbs/28c_bench.ipynb #98d24c73
@@ -259,20 +259,27 @@ def time_jobs(trainee: Trainee, jobs: dict[str, Options], steps: int, rounds: in
     matmuls = products(model.config, tokens, model.device.type, set(dtypes.values()))
     seconds = in_turns({name: runs[name] for name in losses} | matmuls, rounds, "bench")
     ceiling = max(2 * m * k * n / min(seconds.pop((dtype, m, k, n))) for dtype, m, k, n in matmuls)
-    rows = [row(trainee, name, jobs[name], seconds, steps, ceiling, peaks[name])
-            | dict(difference=differences.get(name)) for name in losses]
+    rows = [row(trainee, name, jobs[name], seconds, steps, peaks[name]) | dict(difference=differences.get(name)) for name in losses]
     return dict(ceiling_tflops=float(f"{ceiling / 1e12:.4g}"), rows=rows, too_large=[n for n in jobs if n not in losses],
                 seconds={name: [float(f"{s:.4g}") for s in each] for name, each in seconds.items()})
 
 # %% ../../nbs/28c_bench.ipynb #8ec7dbb2
-def row(trainee: Trainee, name: str, options: Options, seconds: dict, steps: int, ceiling: float, peak: int) -> dict:
+def row(trainee: Trainee, name: str, options: Options, seconds: dict, steps: int, peak: int) -> dict:
     "One job's line: its seconds a step, samples a second, memory, useful work and how much faster than the first it is."
     work, each = useful_flops(trainee, options.batch_size, steps), seconds[name]
     return dict(
         job=name, batch=options.batch_size, milliseconds=spread([1e3 * s / steps for s in each]), bytes_peak=peak,
         samples_per_second=spread([steps * options.batch_size / s for s in each]),
         times_faster=against(seconds, next(iter(seconds)), name), useful_flops_a_sample=work // (steps * options.batch_size),
-        useful_tflops=spread([work / s / 1e12 for s in each]), share_of_ceiling=spread([work / s / ceiling for s in each]))
+        useful_tflops=spread([work / s / 1e12 for s in each]))
+
+
+def add_shares(parts: list[dict]) -> float:
+    "Give every row its share of the highest ceiling that any of a run's parts has found; that ceiling, in TFLOP/s."
+    ceiling = max(part["ceiling_tflops"] for part in parts)
+    for row in (row for part in parts for row in part["rows"]):
+        row["share_of_ceiling"] = {k: float(f"{v / ceiling:.4g}") for k, v in row["useful_tflops"].items()}
+    return ceiling
 
 # %% ../../nbs/28c_bench.ipynb #6bd4d38b
 @torch.no_grad()
@@ -292,8 +299,9 @@ SWEEP = (1 / 4, 1 / 2, 1, 2, 4)  # batch sizes, in those of the ladder
 
 def run_bench(profile: Profile, size: str = "studio", layers: int | None = None, batch_size: int = 32, out: Path | None = None,
               *, config: ArtGPT4Config | None = None, names=tuple(RUNGS), steps: int = 4, rounds: int = 9) -> dict:
-    "Measure a size's ladder, batch sizes and eyes; written to `results/studies/bench.json`, or `bench-<size>.json`."
-    out = Path(out or find_root() / f"results/studies/bench{'' if size == 'studio' else f'-{size}'}.json")
+    "Measure a size's ladder, batch sizes and eyes; kept in `results/studies/bench.json`, or `bench-<size>-<layers>.json`."
+    names_of = [size] * (size != "studio") + [str(layers)] * bool(layers)
+    out = Path(out or find_root() / f"results/studies/{'-'.join(['bench', *names_of])}.json")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     with recorded(out):
         config = config or bench_config(size, profile, layers)
@@ -305,8 +313,10 @@ def run_bench(profile: Profile, size: str = "studio", layers: int | None = None,
         result = dict(
             size=size, blocks=config.text_config.num_hidden_layers, frozen=str(trainee.model.dtype)[6:], machine=machine(),
             parameters=sum(p.numel() for p in trainee.model.parameters()), trainable=trainable(trainee.model),
-            longest_caption=LONGEST, steps=steps, rounds=rounds, ladder=climbed, fastest=best,
-            batch_sizes=time_jobs(trainee, sizes, steps, rounds), encoding=time_encoding(trainee, rounds))
+            longest_caption=LONGEST, steps=steps, rounds=rounds, ladder=climbed, fastest=best, ceiling_tflops=add_shares([climbed]))
+        write_json(out, result)  # so much is kept if what follows has too little memory
+        result.update(batch_sizes=time_jobs(trainee, sizes, steps, rounds), encoding=time_encoding(trainee, rounds))
+        result["ceiling_tflops"] = add_shares([climbed, result["batch_sizes"]])
         write_json(out, result)
     return result
 

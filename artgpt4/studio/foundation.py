@@ -112,7 +112,7 @@ def train_language(profile: Profile, folder: Path, checkpoint: Checkpoint | None
     log = fit(model, batch_at, language_loss, peak_lr(dials.language_lr, dials.language_steps), dials.language_steps,
               max_grad_norm=1.0, label="language", checkpoint=checkpoint,
               save_every=profile.train.save_every)
-    model.eval().save_pretrained(folder)
+    model.eval().cpu().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     with torch.no_grad():
         held = language_loss(model, {"input_ids": kept_back}).item()
