@@ -8,6 +8,7 @@ Docs: https://artgpt4.github.io/artgpt4/cli.html.md"""
 from __future__ import annotations
 
 import argparse
+import errno
 import sys
 from pathlib import Path
 
@@ -235,7 +236,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--profile", help="studio, smoke or paper (default: params.yaml's)")
     return top
 
-
+# %% ../nbs/29_cli.ipynb #46b7e120
 def main(argv: list[str] | None = None) -> int:
     "Run one command; 0, or 2 after a line that says what was wrong with the input."
     args = parser().parse_args(argv)
@@ -244,6 +245,12 @@ def main(argv: list[str] | None = None) -> int:
         COMMANDS[args.command][1](profile, args)
     except InputError as e:
         print(f"artgpt4: {e}", file=sys.stderr)
+        return 2
+    except OSError as e:
+        if e.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        print(f"artgpt4: {args.command}: {e.strerror}; make room and start the same command again: what was whole still is",
+              file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130  # as a shell counts it

@@ -309,8 +309,11 @@ def save_trained(model, path: str | Path, first: bool = True) -> None:
     facts = {"scheme": model.config.scheme, "base": base_fingerprint(model)}
     if not first:
         return
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, metadata={"trained": json.dumps(facts)})  # one entry: their order varies
+    try:
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, metadata={"trained": json.dumps(facts)})  # one entry: their order varies
+    except SafetensorError as e:
+        raise InputError(f"{path}: could not be written ({e}); make room and start again") from e
 
 
 def load_trained(model, path: str | Path) -> list[str]:
