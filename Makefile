@@ -49,6 +49,7 @@ build/deepspeed/ok: .venv/ok
 	@touch $@
 
 repro: env
+	@$(BIN)/python -c "from artgpt4.files import mend_dvc_lock; mend_dvc_lock()"
 	dvc repro
 	artgpt4 compare
 

@@ -24,7 +24,7 @@ from .profile import InputError, find_root
 
 # %% auto #0
 __all__ = ['replacing', 'write_text', 'write_json', 'write_jsonl', 'write_csv', 'read_json', 'read_jsonl', 'sha256',
-           'fingerprint', 'recorded', 'locked']
+           'fingerprint', 'recorded', 'locked', 'mend_dvc_lock']
 
 # %% ../nbs/01_files.ipynb #4c033957
 @contextlib.contextmanager
@@ -147,3 +147,15 @@ def locked(folder: str | Path, wait: bool = False) -> Iterator[None]:
             print(f"{folder}: another run is writing here; waiting for its end")
             fcntl.flock(f, fcntl.LOCK_EX)
         yield
+
+# %% ../nbs/01_files.ipynb #706f6c88
+def mend_dvc_lock(root: str | Path = ".") -> bool:
+    "Delete DVC's lock file if a kill has left half of it; whether it had to be."
+    path = Path(root) / ".dvc/tmp/rwlock"
+    try:
+        json.loads(path.read_text(encoding="utf-8") if path.is_file() else "{}")
+    except ValueError:
+        path.unlink()
+        print(f"{path}: torn by a kill, and deleted")
+        return True
+    return False

@@ -5,7 +5,8 @@
 in copies of the repository, in the smoke profile. A kill (SIGKILL) strikes dvc alone, its child alone, or the whole group,
 at a random time; at a random step of the training, read off its live log; or inside the renaming that ends a write of
 a checkpoint (before it or after it). The next `dvc repro` has to succeed, and every output of the stage has to be what it
-was. Prints a line per kill, a table per stage and kind, and `N of N`; exits 0 only then.
+was. DVC writes a lock file of its own in place; where a kill has torn it, it is deleted first, as `make repro` does, and the
+line says so. Prints a line per kill, a table per stage and kind, and `N of N`; exits 0 only then.
 """
 
 import argparse
@@ -24,6 +25,7 @@ from pathlib import Path
 import psutil
 import yaml
 
+from artgpt4.files import mend_dvc_lock
 from repository import smoke_run
 
 TRAINING = ["stage1@artgpt4", "stage2@artgpt4", "stage1@projection", "stage2@blind"]
@@ -128,9 +130,10 @@ def strike(copy: Copy, stage: str, kind: str, rng: random.Random, seconds: float
 
 def check(copy: Copy, stage: str) -> tuple[str, str]:
     "Go on with one `dvc repro`: what is wrong (nothing, if all is well), and how it went on."
+    mended = mend_dvc_lock(copy.folder)  # as `make repro` does
     run = copy.start(stage)
     code, said = run.wait(WAIT), copy.said()
-    how = "waited, " if "waiting for its end" in said else ""
+    how = "DVC's lock mended, " * mended + "waited, " * ("waiting for its end" in said)
     how += "resumed" if "resumed at step" in said else "from the start"
     if code:
         return said[-1500:], how
