@@ -152,10 +152,12 @@ def locked(folder: str | Path, wait: bool = False) -> Iterator[None]:
 def mend_dvc_lock(root: str | Path = ".") -> bool:
     "Delete DVC's lock file if a kill has left half of it; whether it had to be."
     path = Path(root) / ".dvc/tmp/rwlock"
+    if not path.is_file():
+        return False
     try:
-        json.loads(path.read_text(encoding="utf-8") if path.is_file() else "{}")
-    except ValueError:
+        read_json(path)
+        return False
+    except InputError:
         path.unlink()
         print(f"{path}: torn by a kill, and deleted")
         return True
-    return False

@@ -32,6 +32,8 @@ TRAINING = ["stage1@artgpt4", "stage2@artgpt4", "stage1@projection", "stage2@bli
 STAGES = [*TRAINING, *TRAINING, "foundation", "foundation", "corpora", "encode@alignment-train", "encode@shards-train",
           "answers@artgpt4", "scores", "render-curves"]
 KINDS = ["group", "dvc", "child", "rename"]
+RENAMED = {"stage1": ("/checkpoints/", 6), "stage2": ("/checkpoints/", 6), "foundation": ("/checkpoints/", 6),
+           "encode": ("/features/", 2)}  # a part of the path, and how many renamings there are to choose from
 WAIT = 300  # seconds for one run of one stage
 HOOK = '''"Kills the process group at the n-th renaming of a file whose path holds KILL_WHERE, before it or after it."
 import os, signal
@@ -99,8 +101,7 @@ def until(run: subprocess.Popen, condition) -> bool:
 def strike(copy: Copy, stage: str, kind: str, rng: random.Random, seconds: float) -> str:
     "Start the stage afresh and kill it; what was hit, empty where the run was over first."
     if kind == "rename":
-        where, most = ("/checkpoints/", 6) if stage in TRAINING or stage == "foundation" else ("smoke/", 1)
-        where, most = ("/features/", 2) if stage.startswith("encode") else (where, most)  # a shard, or the index
+        where, most = RENAMED.get(stage.split("@")[0], ("smoke/", 1))
         at, when = str(rng.randint(1, most)), rng.choice(["before", "after"])
         run = copy.start(stage, "-f", KILL_AT=at, KILL_WHEN=when, KILL_WHERE=where)
         return f"{when} renaming {at}" if run.wait(WAIT) == -signal.SIGKILL else ""
