@@ -153,7 +153,7 @@ def measure_memory(folder: str | Path, shards: tuple[int, ...] = (1, 10, 100)) -
 
 # %% ../../nbs/05e_throughput.ipynb #eb85e7a0
 def run_throughput(profile: Profile | None = None, out: Path | None = None, *, shards: int = 100, samples: int = 100,
-                   read: int = 16, rounds: int = 13, workers: tuple[int, ...] = (1, 2), rows: tuple[int, ...] = (454_684, 1_000_000)) -> dict:
+                   read: int = 32, rounds: int = 13, workers: tuple[int, ...] = (1, 2), rows: tuple[int, ...] = (454_684, 1_000_000)) -> dict:
     "Measure reading (of the first `read` shards), memory (over all), and ArtEmis read and split (so many `rows`); kept as a file."
     out = Path(out or find_root() / "results/studies/throughput.json")
     with recorded(out), tempfile.TemporaryDirectory() as folder:
