@@ -4,9 +4,9 @@
 
 in copies of the repository, in the smoke profile. A kill (SIGKILL) strikes dvc alone, its child alone, or the whole group,
 at a random time; at a random step of the training, read off its live log; or inside the renaming that ends a write of
-a checkpoint (before it or after it). The next `dvc repro` has to succeed, and every output of the stage has to be what it
-was. DVC writes a lock file of its own in place; where a kill has torn it, it is deleted first, as `make repro` does, and the
-line says so. Prints a line per kill, a table per stage and kind, and `N of N`; exits 0 only then.
+a checkpoint (before it or after it). One run in three is killed once more while it goes on. The next `dvc repro` has to
+succeed, and every output of the stage has to be what it was. DVC writes a lock file of its own in place; where a kill has
+torn it, it is deleted first, as `make repro` does, and the line says so. Prints a line per kill, a table per stage and kind, and `N of N`; exits 0 only then.
 """
 
 import argparse
@@ -34,6 +34,7 @@ STAGES = [*TRAINING, *TRAINING, "foundation", "foundation", "corpora", "encode@a
 KINDS = ["group", "dvc", "child", "rename"]
 RENAMED = {"stage1": ("/checkpoints/", 6), "stage2": ("/checkpoints/", 6), "foundation": ("/checkpoints/", 6),
            "encode": ("/features/", 2)}  # a part of the path, and how many renamings there are to choose from
+AGAIN = 1 / 3  # of the runs that go on are killed as well
 WAIT = 300  # seconds for one run of one stage
 HOOK = '''"Kills the process group at the n-th renaming of a file whose path holds KILL_WHERE, before it or after it."
 import os, signal
@@ -98,17 +99,17 @@ def until(run: subprocess.Popen, condition) -> bool:
     return False
 
 
-def strike(copy: Copy, stage: str, kind: str, rng: random.Random, seconds: float) -> str:
-    "Start the stage afresh and kill it; what was hit, empty where the run was over first."
+def strike(copy: Copy, stage: str, kind: str, rng: random.Random, seconds: float, *options: str) -> str:
+    "Start the stage with these options of dvc and kill it; what was hit, empty where the run was over first."
     if kind == "rename":
         where, most = RENAMED.get(stage.split("@")[0], ("smoke/", 1))
         at, when = str(rng.randint(1, most)), rng.choice(["before", "after"])
-        run = copy.start(stage, "-f", KILL_AT=at, KILL_WHEN=when, KILL_WHERE=where)
+        run = copy.start(stage, *options, KILL_AT=at, KILL_WHEN=when, KILL_WHERE=where)
         return f"{when} renaming {at}" if run.wait(WAIT) == -signal.SIGKILL else ""
     by_step = stage in TRAINING and rng.random() < 0.6
     if by_step:
         copy.live(stage).unlink(missing_ok=True)
-    run, begun = copy.start(stage, "-f"), time.time()
+    run, begun = copy.start(stage, *options), time.time()
     if by_step:
         live, step = copy.live(stage), rng.randint(1, 8)
         moment, there = f"step {step}", lambda: live.is_file() and live.read_bytes().count(b"\n") >= step
@@ -131,7 +132,7 @@ def strike(copy: Copy, stage: str, kind: str, rng: random.Random, seconds: float
 
 def check(copy: Copy, stage: str) -> tuple[str, str]:
     "Go on with one `dvc repro`: what is wrong (nothing, if all is well), and how it went on."
-    mended = mend_dvc_lock(copy.folder)  # as `make repro` does
+    mended = mend_dvc_lock(copy.folder)  # here and below, as `make repro` does
     run = copy.start(stage)
     code, said = run.wait(WAIT), copy.said()
     how = "DVC's lock mended, " * mended + "waited, " * ("waiting for its end" in said)
@@ -150,12 +151,16 @@ def kill_some(copy: Copy, jobs: list[int], seed: int) -> list[tuple[str, str, st
         rng, moment = random.Random(f"{seed} {job}"), ""
         while not moment:  # a run that was over before the blow does not count
             stage, kind = rng.choice(STAGES), KINDS[job % len(KINDS)]
-            moment = strike(copy, stage, kind, rng, seconds=12)
+            moment = strike(copy, stage, kind, rng, 12, "-f")
             if not moment:
                 subprocess.run(["dvc", "repro", "-s", stage], cwd=copy.folder, env=copy.env, capture_output=True, check=True)
+        if rng.random() < AGAIN:
+            mend_dvc_lock(copy.folder)
+            again = strike(copy, stage, "group" if kind == "dvc" else kind, rng, 6)  # else two orphans would work on
+            moment += f" and {again}" * bool(again)
         wrong, how = check(copy, stage)
         rows.append((stage, kind, wrong))
-        print(f"{'FAILED' if wrong else 'ok    '}  {job + 1:3}  {stage:22} {kind:6} at {moment:18} {how} {wrong}", flush=True)
+        print(f"{'FAILED' if wrong else 'ok    '}  {job + 1:3}  {stage:22} {kind:6} at {moment:26} {how} {wrong}", flush=True)
     return rows
 
 
