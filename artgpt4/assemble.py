@@ -16,9 +16,9 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-from .data.download import RemoteFile, fetch, verify
+from .data.download import RemoteFile, fetch, offline, verify
 from .delta import PLAIN, SMALL, FolderTensors, building, check_language, load_tokenizer, merge_delta
 from .delta import read_expected, tensor_sha256
 from .files import locked, read_json, write_json
@@ -27,11 +27,11 @@ from .model import ArtGPT4ForConditionalGeneration
 from .processor import ArtGPT4Processor
 from .profile import InputError
 from .release import load_release, read_released, release_report, report_lines
-from .visual import VisualTokensConfig, load_part
+from .visual import VisualTokens, VisualTokensConfig, load_part
 
 # %% auto #0
-__all__ = ['EYES', 'DTYPES', 'from_hub', 'get_folder', 'get_checkpoint', 'check_language_size', 'check_eyes_size', 'get_language',
-           'assemble', 'run_assemble']
+__all__ = ['EYES', 'DTYPES', 'from_hub', 'get_folder', 'get_checkpoint', 'check_language_size', 'check_eyes_size', 'check_eyes',
+           'get_language', 'assemble', 'run_assemble', 'fetch_frozen']
 
 # %% ../nbs/15c_assemble.ipynb #f3ece12b
 EYES = ("vision_model.", "qformer.", "query_tokens")  # what is wanted of a BLIP-2 folder
@@ -56,6 +56,8 @@ def from_hub(source: str, cache: str | Path, prefixes: tuple[str, ...] = ("",), 
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import HTTPError
 
+    if offline():
+        raise InputError(f"{source}: no such folder here, and ARTGPT4_OFFLINE is set; unset it, or name a folder")
     repository, _, revision = source.partition("@")
     endpoint = os.environ.get("HF_ENDPOINT") or None
     try:
@@ -73,7 +75,7 @@ def from_hub(source: str, cache: str | Path, prefixes: tuple[str, ...] = ("",), 
         raise InputError(f"{source}: no such folder here, and not from the hub ({reason}); check name and network") from e
     return folder, info.sha
 
-
+# %% ../nbs/15c_assemble.ipynb #02e8de0f
 def get_folder(source, cache: str | Path, look=None, prefixes: tuple[str, ...] = ("",)) -> tuple[Path, dict]:
     "The folder of a source, here or on the hub, and what to write down about it; `look(folder)` may refuse it."
     if Path(source).is_dir():
@@ -115,7 +117,7 @@ def check_language_size(report: dict, where: str, folder: Path) -> None:
     if there != here:
         raise InputError(
             f"{where}: made for a language model {there[0]} wide with {there[1]} blocks, {folder} is {here[0]} wide with "
-            f"{here[1]}; give the one it was trained with (4096 x 32 is Vicuna-7B, 5120 x 40 Vicuna-13B)"
+            f"{here[1]}; give the one that fits (4096 x 32 is Vicuna-7B, 5120 x 40 Vicuna-13B)"
         )
 
 
@@ -125,16 +127,24 @@ def check_eyes_size(report: dict, where: str, folder: Path) -> None:
     if report["qformer_size"] not in (None, width):
         raise InputError(f"{where}: made for a Q-Former {report['qformer_size']} wide, {folder} has {width}; give BLIP-2's")
 
+def check_eyes(image_size: int, queries: int, where: str, folder: Path) -> None:
+    "An `InputError` unless the eyes of a folder see pictures of so many pixels, and tell so many tokens, as `where` says."
+    config = _config(folder, VisualTokensConfig)
+    there, here = (image_size, queries), (config.vision_config.image_size, config.num_query_tokens)
+    if there != here:
+        raise InputError(f"{where}: {there[0]} pixels and {there[1]} tokens, {folder} has {here[0]} and {here[1]}; correct one")
+
 # %% ../nbs/15c_assemble.ipynb #05e29b42
 def get_language(language, base, delta, expected, cache: Path, work: Path, look) -> tuple[Path, dict, dict]:
     "The language model's folder (merged below `work` if it is a base and a delta), its source, and its known answer."
     if (language is None) == (base is None) or (base is None) != (delta is None):
         raise InputError("language model: give either a whole one, or a base and its delta")
+    if language is None:  # a base is, as a rule, the reader's own copy: missed before anything is fetched
+        base_folder, base_source = get_folder(base, cache, look)
     folder, source = get_folder(delta if language is None else language, cache, look)
     beside = folder / "expected.json"
     known = read_expected(expected if expected is not None else beside if beside.is_file() else {})
     if language is None:
-        base_folder, base_source = get_folder(base, cache, look)
         folder = merge_delta(base_folder, folder, work / "merged", known.get("sha256"))
         return folder, {"base": base_source, "delta": source}, known
     held = FolderTensors(folder) if known.get("sha256") else {}
@@ -217,3 +227,21 @@ def run_assemble(**arguments) -> None:
     known = ", ".join(facts["known_answer"]) or "none given, so only plain English was tried"
     print(f"Plain English costs the language model {facts['plain_english_nats']:.2f} nats a token. Known answers: {known}.")
     print(f"Assembled in {arguments['out']}")
+
+# %% ../nbs/15c_assemble.ipynb #ecaa6596
+def fetch_frozen(out, *, vision, language, delta=None, expected=None, sentence: str = PLAIN, cache: str | Path | None = None,
+                 look_at_eyes=None, look_at_language=None) -> dict:
+    "Fetch and check eyes and a language model (whole, or the base of a delta) for training, as `out`/vision and /language."
+    out = Path(out)
+    cache = Path(cache or out.with_name(f"{out.name}.downloads"))
+    parts = (None, language, delta) if delta else (language, None, None)
+    with _workplace(cache) as work:
+        folder, source, known = get_language(*parts, expected, cache, work, look_at_language)
+        eyes, eyes_source = get_folder(vision, cache, look_at_eyes, EYES)
+        tokenizer, model = load_tokenizer(folder), load_part(folder, AutoModelForCausalLM, dtype="auto").eval()
+        loss = check_language(model, tokenizer, folder, known, sentence)
+        model.generation_config = GenerationConfig.from_model_config(model.config)  # its own may be one that cannot be saved
+        with building(out) as part:
+            for name, kept in (("language", model), ("language", tokenizer), ("vision", load_part(eyes, VisualTokens, dtype="auto"))):
+                kept.save_pretrained(part / name)
+    return {"vision": eyes_source, "language": source, "plain_english_nats": round(loss, 4), "known_answer": sorted(known)}

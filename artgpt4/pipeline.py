@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import subprocess
+from functools import partial
 from pathlib import Path
 
 import accelerate
@@ -21,6 +22,7 @@ import torch
 import transformers
 
 from .answers import caption, describe, shuffled
+from .assemble import check_eyes, check_language_size, fetch_frozen
 from .checkpoints import Checkpoint
 from .data.corpora import read_alignment, read_artemis
 from .data.public import check_sources, lay_out_public
@@ -37,9 +39,9 @@ from .studio.foundation import train_language, train_vision
 from .watching import Watch
 
 # %% auto #0
-__all__ = ['TOLERANCE', 'UNTOUCHABLE', 'alone', 'forced', 'kept_at', 'run_corpora', 'run_foundation', 'run_encode',
-           'weights_path', 'run_train', 'circumstances', 'answer_rows', 'run_answers', 'score_rows', 'run_scores',
-           'headline', 'compare', 'reaches', 'forbidden']
+__all__ = ['TOLERANCE', 'UNTOUCHABLE', 'alone', 'forced', 'kept_at', 'run_corpora', 'train_foundation', 'fetch_foundation',
+           'run_foundation', 'run_encode', 'weights_path', 'run_train', 'circumstances', 'answer_rows', 'run_answers',
+           'score_rows', 'run_scores', 'headline', 'compare', 'reaches', 'forbidden']
 
 # %% ../nbs/25b_pipeline.ipynb #e015a9f5
 def alone(folder: Path):
@@ -79,23 +81,43 @@ def run_corpora(profile: Profile) -> None:
             raise InputError(f"profiles/{profile.name}.yaml.corpora.source: {profile.corpora.source!r}; write paint or download")
 
 # %% ../nbs/25b_pipeline.ipynb #b7d2e5f1
-def run_foundation(profile: Profile) -> None:
-    "Train the frozen parts; what they learned in `foundation.json`."
-    if profile.foundation.source != "train":
-        raise InputError(
-            f"profiles/{profile.name}.yaml.foundation.source: {profile.foundation.source!r} needs the public foundation, which "
-            f"have to be laid out by hand; put them where foundation/{profile.name} expects them, or write 'train'")
-    folder, summary = profile.foundation_folder, profile.results / "foundation.json"
-    kept = find_root() / "checkpoints" / profile.name
+def train_foundation(profile: Profile, kept: Path, summary: Path) -> None:
+    "Train the frozen parts, with checkpoints below `kept`; what they learned in `summary`."
+    folder = profile.foundation_folder
     code = [training_code(), *(sha256(Path(__file__).parent / name) for name in ("studio", "data/emotions.py"))]
     mark = f"{profile.seed} {profile.foundation} {profile.corpora.image_size} {torch.__version__} {code}"
+    checkpoints = [kept_at(kept / part, mark) for part in ("language", "vision")]
+    language = train_language(profile, folder / "language", checkpoints[0])
+    vision = train_vision(profile, folder / "vision", checkpoints[1])
+    write_json(summary, dict(language=language, vision=vision))
+    for checkpoint in checkpoints:
+        checkpoint.delete()
+
+# %% ../nbs/25b_pipeline.ipynb #4f343f97
+def fetch_foundation(profile: Profile) -> dict:
+    "Bring the public frozen parts, if they have the profile's sizes; where they came from, and what was found."
+    dials, where = profile.foundation, f"profiles/{profile.name}.yaml.foundation"
+    if not (dials.vision and dials.language):
+        raise InputError(f"{where}: vision or language is empty; name a folder here, or owner/name@revision on the hub")
+    own = {part: folder if (folder := find_root() / source).is_dir() else source for part, source in
+           dict(vision=dials.vision, language=dials.language, delta=dials.delta).items() if source}
+    sizes = dict(blocks=dials.language_layers, hidden_size=dials.hidden_size)
+    return fetch_frozen(profile.foundation_folder, **own, cache=profile.data / "downloads/foundation",
+                        look_at_eyes=partial(check_eyes, dials.image_size, dials.num_query_tokens, where),
+                        look_at_language=partial(check_language_size, sizes, where))
+
+
+def run_foundation(profile: Profile) -> None:
+    "Train the frozen parts, or fetch public ones; what they learned, or where they came from, in `foundation.json`."
+    kept, summary = find_root() / "checkpoints" / profile.name, profile.results / "foundation.json"
     with alone(kept / "foundation"), recorded(summary):
-        checkpoints = [kept_at(kept / part, mark) for part in ("language", "vision")]
-        language = train_language(profile, folder / "language", checkpoints[0])
-        vision = train_vision(profile, folder / "vision", checkpoints[1])
-        write_json(summary, dict(language=language, vision=vision))
-        for checkpoint in checkpoints:
-            checkpoint.delete()
+        if profile.foundation.source == "train":
+            train_foundation(profile, kept, summary)
+        elif profile.foundation.source == "download":
+            write_json(summary, fetch_foundation(profile))
+        else:
+            raise InputError(
+                f"profiles/{profile.name}.yaml.foundation.source: {profile.foundation.source!r}; write train or download")
 
 # %% ../nbs/25b_pipeline.ipynb #d32f1ad3
 def run_encode(profile: Profile, split: str) -> None:

@@ -64,6 +64,9 @@ class Foundation:
     "The frozen parts: a ViT with its Q-Former, and a language model."
 
     source: str  # train | download
+    vision: str  # to download: a folder here, or owner/name@revision on the hub, with BLIP-2's eyes; empty for train
+    language: str  # likewise the language model, whole, or the base of `delta`
+    delta: str  # what is to be added to the base; empty where the model is whole
     paintings: int  # pictures that only the foundation sees
     sentences: int  # plain sentences for the language model
     vision_steps: int

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor
 from transformers import Blip2Config, Blip2ForConditionalGeneration, LlamaConfig, LlamaForCausalLM, OPTConfig
 
-from artgpt4.assemble import assemble, get_folder, run_assemble
+from artgpt4.assemble import assemble, fetch_frozen, get_folder, run_assemble
 from artgpt4.delta import FolderTensors, load_tokenizer
 from artgpt4.files import sha256
 from artgpt4.model import ArtGPT4ForConditionalGeneration
@@ -169,6 +169,18 @@ def test_everything_from_afar(parts, hub, shelf, capsys):
     assert str(parts["out"].parent) not in "".join(p.read_text() for p in parts["out"].glob("*.json"))
 
 
+def test_the_frozen_parts_alone(parts, hub, tmp_path):
+    out = tmp_path / "frozen"
+    facts = fetch_frozen(out, vision=parts["vision"], language=parts["base"], delta=parts["delta"], sentence=ENGLISH)
+    assert weights(hub.asked) == [
+        "blip2/pytorch_model-1-of-3.bin", "blip2/pytorch_model-2-of-3.bin",
+        "delta/pytorch_model-1-of-2.bin", "delta/pytorch_model-2-of-2.bin", "llama/model.safetensors",
+    ]
+    assert facts["vision"] == {"hub": "eyes/blip2", "commit": hashlib.sha1(b"blip2").hexdigest()}
+    assert sorted(p.name for p in out.iterdir()) == ["language", "vision"]
+    assert str(tmp_path) not in "".join(p.read_text() for p in out.rglob("*.json"))
+
+
 def test_a_second_time_fetches_nothing_and_gives_the_same(parts, hub):
     assemble(**parts)
     before = {p.name: sha256(p) for p in parts["out"].iterdir()}
@@ -186,7 +198,7 @@ def test_what_was_fetched_before_a_break_is_kept(parts, hub):
     hub.lost = set()
     hub.asked.clear()
     assemble(**parts)
-    assert weights(hub.asked) == ["delta/pytorch_model-2-of-2.bin", "llama/model.safetensors"]
+    assert weights(hub.asked) == ["delta/pytorch_model-2-of-2.bin"]
 
 
 def test_a_wrong_pairing_is_refused_before_its_weights_are_fetched(parts, hub):

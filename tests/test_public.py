@@ -1,5 +1,6 @@
-"""Public corpora through the same door: files in their owners' layouts, made here with the standard library, become the
-pipeline's folders by `dvc repro corpora`; what follows runs on them unchanged, with tiny frozen parts."""
+"""Public corpora and frozen parts through the same door: files in their owners' layouts, made here with the standard
+library, and a tiny BLIP-2 and LLaMA as transformers saves them, become the pipeline's folders by `dvc repro`; what follows
+runs on them unchanged."""
 
 import csv
 import io
@@ -11,14 +12,17 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from PIL import Image, ImageDraw
+from transformers import Blip2Config, Blip2ForConditionalGeneration, LlamaConfig, LlamaForCausalLM, OPTConfig
 
 from artgpt4.data.corpora import read_alignment, read_artemis, read_questions, read_shards
+from artgpt4.delta import PLAIN, load_tokenizer
 from artgpt4.files import read_json, read_jsonl, sha256
 
 from mirror import Mirror
-from repository import commit, copy_files
+from repository import ROOT, commit, copy_files
 
 STYLES = ["Impressionism", "Cubism", "Ukiyo_e"]
 FELT = ["awe", "contentment", "sadness", "something else"]
@@ -78,6 +82,29 @@ def make_artemis(table: Path, pictures: Path, rng: random.Random, artworks: int 
                 rows.writerow([style, name, rng.choice(FELT), sentence(rng), people])
 
 
+def make_frozen(folder: Path, sizes: dict) -> None:
+    "A BLIP-2 with a language model that nobody wants, and a LLaMA that has learned one plain sentence by heart."
+    torch.manual_seed(0)
+    layers = dict(hidden_size=48, intermediate_size=96, num_attention_heads=4)
+    opt = OPTConfig(vocab_size=64, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, ffn_dim=32, word_embed_proj_dim=32)
+    Blip2ForConditionalGeneration(Blip2Config(
+        vision_config=dict(layers, image_size=sizes["image_size"], patch_size=16, num_hidden_layers=2),
+        qformer_config=dict(layers, encoder_hidden_size=48, num_hidden_layers=2), text_config=opt,
+        num_query_tokens=sizes["num_query_tokens"])).save_pretrained(folder / "blip2")
+    tokenizer = load_tokenizer(ROOT / "foundation/studio/language")
+    llama = LlamaForCausalLM(LlamaConfig(
+        vocab_size=len(tokenizer), hidden_size=sizes["hidden_size"], intermediate_size=128, num_attention_heads=4,
+        num_hidden_layers=sizes["language_layers"], bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id))
+    ids = torch.tensor([[tokenizer.bos_token_id, *tokenizer(PLAIN, add_special_tokens=False).input_ids]])
+    optimizer = torch.optim.AdamW(llama.parameters(), 0.01)
+    for _ in range(60):
+        llama(input_ids=ids, labels=ids).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    for part in (llama, tokenizer):
+        part.save_pretrained(folder / "llama")
+
+
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
     "The repository's files with a profile whose sources are mirrors, and a way to run a command there."
@@ -87,6 +114,8 @@ def copy(tmp_path_factory):
     make_laion(folder / "data/sources/laion", rng)
     make_artemis(folder / "data/sources/artemis.csv", folder / "data/sources/wikiart", rng)
     smoke = yaml.safe_load((folder / "profiles/smoke.yaml").read_text())
+    smoke["foundation"] |= dict(source="download", vision="data/sources/blip2", language="data/sources/llama")
+    make_frozen(folder / "data/sources", smoke["foundation"])
     smoke["corpora"] |= dict(source="download", validation=18, shard_size=25)
     source = dict(path="", url="", sha256="")
     with Mirror({"cc_sbu_align.zip": zipped.read_bytes()}) as mirror:
@@ -153,6 +182,8 @@ def test_what_follows_runs_on_them_unchanged(laid_out):
     laid_out("dvc repro answers@artgpt4")
     rows = read_jsonl(laid_out.folder / "results/mirror/answers/artgpt4.jsonl")
     assert {r["split"] for r in rows} == {"test", "heldout"}
+    found = read_json(laid_out.folder / "results/mirror/foundation.json")
+    assert found["vision"] == {"folder": "blip2"} and found["language"] == {"folder": "llama"}
 
 
 @pytest.mark.parametrize("name, told", [
@@ -168,3 +199,25 @@ def test_a_missing_copy_is_one_line_that_says_where_to_ask(copy, name, told):
         assert told in out and "Traceback" not in out
     finally:
         aside.rename(path)
+
+
+@pytest.mark.parametrize("name", ["blip2", "llama"])
+def test_frozen_parts_that_are_not_there_are_named(copy, name):
+    path = copy.folder / "data/sources" / name
+    aside = path.rename(path.with_name("aside"))
+    try:
+        out = copy("artgpt4 foundation --profile mirror", code=2)
+        assert f"data/sources/{name}: no such folder" in out and "Traceback" not in out
+    finally:
+        aside.rename(path)
+
+
+def test_frozen_parts_of_another_size_are_refused(copy):
+    dials = copy.folder / "profiles/mirror.yaml"
+    before = dials.read_text()
+    try:
+        dials.write_text(before.replace("hidden_size: 64", "hidden_size: 5120"))
+        out = copy("artgpt4 foundation --profile mirror", code=2)
+        assert "profiles/mirror.yaml.foundation: made for a language model 5120 wide" in out and "Traceback" not in out
+    finally:
+        dials.write_text(before)

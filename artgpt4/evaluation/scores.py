@@ -23,6 +23,9 @@ __all__ = ['truth_of', 'content_hits', 'content_scores', 'spaced', 'utterance_of
 # %% ../../nbs/22b_scores.ipynb #28e91835
 def truth_of(row: dict) -> dict:
     "What a reader should find named in a painting: its attributes, and its clear leading emotion or None."
+    if missing := [a for a in ATTRIBUTES if a not in row]:
+        raise InputError(f"artwork {row['id']}: nothing is known of its {missing[0]}; only painted corpora can be scored so, and with "
+                         "others the pipeline ends at the answers (`dvc repro answers@artgpt4`)")
     return {**{a: row[a] for a in ATTRIBUTES}, "emotion": leading_emotion(row["votes"], share=0.5)}
 
 
