@@ -24,7 +24,7 @@ __all__ = ['PARTS', 'SCALES', 'PROJECTION', 'ADAPTERS', 'MLP_NORMS', 'IMAGE_ATTE
 
 # %% ../nbs/12_adapter.ipynb #70192ec7
 class ImageAdapter(nn.Module):
-    "`A(x) = up(gelu(down(x))) + x`, narrow by `reduction` in between, with biases, exact GELU (paper, section 2)."
+    "`A(x) = up(gelu(down(x))) + x`, narrow by `reduction` in between, with biases, exact GELU (paper; released code)."
 
     def __init__(self, hidden_size: int, reduction: int = 4, device=None):
         super().__init__()

@@ -12,12 +12,13 @@ import errno
 import sys
 from pathlib import Path
 
+from .files import read_jsonl
 from .profile import InputError, find_root, load_profile
 from .prompts import DESCRIBE
 
 # %% auto #0
-__all__ = ['MODEL', 'DESCRIBE_ARGUMENTS', 'CHAT_ARGUMENTS', 'ASSEMBLE_ARGUMENTS', 'BENCH_ARGUMENTS', 'DEMO_ARGUMENTS', 'COMMANDS',
-           'parser', 'main']
+__all__ = ['SCHEME', 'STAGE', 'MODEL', 'DESCRIBE_ARGUMENTS', 'CHAT_ARGUMENTS', 'ASSEMBLE_ARGUMENTS', 'BENCH_ARGUMENTS',
+           'DEMO_ARGUMENTS', 'COMMANDS', 'parser', 'main']
 
 # %% ../nbs/29_cli.ipynb #2bcec2a1
 def _schemes() -> list[str]:
@@ -106,6 +107,11 @@ def _describe(profile, args) -> None:
     model, processor, template, decoding = _speaker(profile, args)
     counts = describe(model, processor, pictures, args.out, args.prompt, decoding, template, args.batch_size)
     print(f"{args.out}: {counts['answered']} answered, {counts['kept']} kept from before, {counts['bad']} could not be read")
+    if counts["bad"]:
+        why = next(row["error"] for row in read_jsonl(args.out) if "error" in row)
+        if counts["bad"] == len(pictures):
+            raise InputError(why)
+        print(f"The first of these: {why}")
 
 
 def _chat(profile, args) -> None:
@@ -143,6 +149,7 @@ def _speed(profile, args) -> None:
 def _bench(profile, args) -> None:
     from artgpt4.apps.bench import bench_table, run_bench
 
+    print(f"bench of the {args.size} shape: every option in turns, for minutes; nothing else should run")
     result = run_bench(profile, args.size, args.layers, args.batch_size, args.out)
     print(bench_table(result["ladder"]["rows"] + result["batch_sizes"]["rows"]).to_string(float_format="{:.4g}".format))
 
@@ -153,6 +160,8 @@ def _throughput(profile, args) -> None:
     run_throughput()
 
 # %% ../nbs/29_cli.ipynb #ceed73a0
+SCHEME = ("scheme", dict(help="what learns: artgpt4, projection, blind, lora, ... (see the chapter on stages)"))
+STAGE = ("stage", dict(type=int, choices=(1, 2), help="1: captions; 2: descriptions"))
 MODEL = [  # which model answers, and how
     ("--model", dict(type=Path, metavar="FOLDER", help="a model's save_pretrained folder (default: the studio's)")),
     ("--scheme", dict(default="artgpt4", help="which of the studio's models (default: artgpt4)")),
@@ -192,7 +201,7 @@ BENCH_ARGUMENTS = [
     ("--size", dict(default="studio", help="studio, 7b or 13b; the last two with random weights (default: studio)")),
     ("--layers", dict(type=int, metavar="N", help="cut the model to so many blocks")),
     ("--batch-size", dict(type=int, default=32, metavar="N", help="of the ladder; others follow (default: 32)")),
-    ("--out", dict(type=Path, metavar="FILE", help="where the result goes (default: results/studies/bench[-SIZE].json)")),
+    ("--out", dict(type=Path, metavar="FILE", help="where the result goes (default: results/studies/bench[-SIZE][-LAYERS].json)")),
 ]
 DEMO_ARGUMENTS = [
     MODEL[0],
@@ -202,11 +211,11 @@ DEMO_ARGUMENTS = [
 
 # %% ../nbs/29_cli.ipynb #38519159
 COMMANDS = {  # name: (help, call, arguments)
-    "corpora": ("paint the four corpora", _pipeline("corpora"), []),
-    "foundation": ("train the frozen parts", _pipeline("foundation"), []),
-    "encode": ("look once at every picture of a split", _pipeline("encode", "split"), [("split", str)]),
-    "train": ("train a stage of a scheme", _pipeline("train", "scheme", "stage"), [("scheme", str), ("stage", int)]),
-    "answers": ("let a trained scheme describe the test paintings", _pipeline("answers", "scheme"), [("scheme", str)]),
+    "corpora": ("paint the four corpora, or fetch public ones", _pipeline("corpora"), []),
+    "foundation": ("train the frozen parts, or fetch public ones", _pipeline("foundation"), []),
+    "encode": ("look once at every picture of a split", _pipeline("encode", "split"), [("split", dict(help="shards/train, alignment/test, ...: a folder of the corpora"))]),
+    "train": ("train a stage of a scheme", _pipeline("train", "scheme", "stage"), [SCHEME, STAGE]),
+    "answers": ("let a trained scheme describe the test paintings", _pipeline("answers", "scheme"), [SCHEME]),
     "scores": ("score every scheme's answers", _scores, []),
     "study": ("run a study: rates, seeds, stability", _study, [("study", str)]),
     "released": ("download and score the released benchmark", _released, []),
@@ -253,5 +262,6 @@ def main(argv: list[str] | None = None) -> int:
               file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        print(f"artgpt4: {args.command}: stopped; what was written stands, and training goes on from its last checkpoint", file=sys.stderr)
         return 130  # as a shell counts it
     return 0

@@ -55,7 +55,7 @@ class ArtGPT4Config(VisualTokensConfig):
 
     @classmethod
     def vicuna_7b(cls, **changes):
-        "The released sizes around Vicuna-7B: LLaMA v1's, with BLIP-2's eyes (paper, section 2); `changes`: any argument."
+        "The released sizes around Vicuna-7B: LLaMA v1's, with BLIP-2's eyes (released code); `changes`: any argument."
         sizes = {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32, "num_attention_heads": 32}
         return cls(**{"text_config": {"model_type": "llama", "vocab_size": 32000, "rms_norm_eps": 1e-6, **sizes}, **changes})
 
@@ -281,7 +281,7 @@ def keep_apart(language_model, position_ids: torch.Tensor, use_cache: bool | Non
 
 # %% ../nbs/13_model.ipynb #9668a30a
 class ArtGPT4ForConditionalGeneration(ArtGPT4Generation):
-    "ArtGPT-4 (paper, section 2): images and text in; logits, loss and answers out."
+    "ArtGPT-4 (arXiv 2305.07490): images and text in; logits, loss and answers out."
 
     @can_return_tuple
     def forward(

@@ -21,6 +21,7 @@ import psutil
 import torch
 import transformers
 
+from .adapter import SCHEMES
 from .answers import caption, describe, shuffled
 from .assemble import check_eyes, check_language_size, fetch_frozen
 from .checkpoints import Checkpoint
@@ -33,15 +34,16 @@ from .files import locked, read_json, read_jsonl, recorded, sha256, write_json, 
 from .processes import here
 from .profile import InputError, Profile, find_root
 from .release import load_trained, save_trained
-from .stages import build, encode_split, features_path, split_features, train_stage, training_code
+from .stages import CONTROLS, STAGE_SPLITS, build, encode_split, features_path, split_features, train_stage, training_code
 from .studio.corpora import paint_corpora
 from .studio.foundation import train_language, train_vision
 from .watching import Watch
 
 # %% auto #0
-__all__ = ['TOLERANCE', 'UNTOUCHABLE', 'alone', 'forced', 'kept_at', 'run_corpora', 'train_foundation', 'fetch_foundation',
-           'run_foundation', 'run_encode', 'weights_path', 'run_train', 'circumstances', 'answer_rows', 'run_answers',
-           'score_rows', 'run_scores', 'headline', 'compare', 'reaches', 'forbidden']
+__all__ = ['LLAMA', 'TOLERANCE', 'UNTOUCHABLE', 'alone', 'forced', 'kept_at', 'run_corpora', 'train_foundation',
+           'fetch_foundation', 'run_foundation', 'run_encode', 'weights_path', 'check_order', 'flat', 'circumstances',
+           'run_train', 'answer_rows', 'run_answers', 'score_rows', 'run_scores', 'headline', 'compare', 'reaches',
+           'forbidden']
 
 # %% ../nbs/25b_pipeline.ipynb #e015a9f5
 def alone(folder: Path):
@@ -74,8 +76,8 @@ def run_corpora(profile: Profile) -> None:
             write_json(summary, paint_corpora(profile, folder))
         elif profile.corpora.source == "download":
             check_sources(profile)
-            released = fetch_released(profile.data / "downloads/released")
             found = lay_out_public(profile, folder)
+            released = fetch_released(profile.data / "downloads/released")
             write_json(summary, dict(found, questions=write_questions(released, folder / "benchmark")))
         else:
             raise InputError(f"profiles/{profile.name}.yaml.corpora.source: {profile.corpora.source!r}; write paint or download")
@@ -94,13 +96,24 @@ def train_foundation(profile: Profile, kept: Path, summary: Path) -> None:
         checkpoint.delete()
 
 # %% ../nbs/25b_pipeline.ipynb #4f343f97
+LLAMA = "ask Meta for LLaMA, convert it with transformers and put it there, or name a folder, or owner/name[@revision] on the hub"
+
+
+def _own(where: str, source: str, hint: str) -> Path | str:
+    "A folder here that holds a model, or a name on the hub; an `InputError` with the `hint` for anything else."
+    folder = find_root() / Path(source).expanduser()
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        raise InputError(f"{source}: no model in it, its config.json is missing ({where}); {hint}")
+    if not folder.is_dir() and (source.count("/") != 1 or source.startswith((".", "/", "~"))):
+        raise InputError(f"{source}: no such folder ({where}); {hint}")
+    return folder if folder.is_dir() else source
+
+
 def fetch_foundation(profile: Profile) -> dict:
     "Bring the public frozen parts, if they have the profile's sizes; where they came from, and what was found."
     dials, where = profile.foundation, f"profiles/{profile.name}.yaml.foundation"
-    if not (dials.vision and dials.language):
-        raise InputError(f"{where}: vision or language is empty; name a folder here, or owner/name@revision on the hub")
-    own = {part: folder if (folder := find_root() / source).is_dir() else source for part, source in
-           dict(vision=dials.vision, language=dials.language, delta=dials.delta).items() if source}
+    own = {part: _own(f"{where}.{part}", source, LLAMA if part == "language" else "name a folder, or owner/name[@revision] on the hub")
+           for part in ("language", "vision", "delta") if (source := getattr(dials, part)) or part != "delta"}
     sizes = dict(blocks=dials.language_layers, hidden_size=dials.hidden_size)
     return fetch_frozen(profile.foundation_folder, **own, cache=profile.data / "downloads/foundation",
                         look_at_eyes=partial(check_eyes, dials.image_size, dials.num_query_tokens, where),
@@ -134,9 +147,50 @@ def weights_path(profile: Profile, scheme: str, stage: int) -> Path:
         return profile.data / "models" / scheme / "stage1.safetensors"
     return profile.results / "models" / f"{scheme}.safetensors"
 
+# %% ../nbs/25b_pipeline.ipynb #8ec250f2
+from difflib import get_close_matches
+
+from .features import digest_of, read_shard
+
+
+def check_order(profile: Profile, scheme: str, stage: int) -> None:
+    "An `InputError` for a scheme or stage that does not exist; by hand, for features that are not what was written."
+    if scheme not in (known := [*SCHEMES, *CONTROLS]):
+        near = "".join(f"; did you mean {name}?" for name in get_close_matches(scheme, known, 1))
+        raise InputError(f"scheme {scheme!r}: unknown{near or '; they are ' + ', '.join(known)}")
+    if stage not in STAGE_SPLITS:
+        raise InputError(f"stage {stage}: there are stages 1 and 2")
+    if "DVC_STAGE" in os.environ:  # DVC has just compared all files with what it wrote down
+        return
+    for split in STAGE_SPLITS[stage]:
+        for shard in features_path(profile, split).glob("*.safetensors"):
+            values, facts = read_shard(shard)
+            if digest_of(values) != facts["digest"]:
+                raise InputError(f"{shard}: damaged; run `artgpt4 encode {split} --profile {profile.name}`")
+
+
+def flat(dials: dict, above: str = "") -> dict:
+    "Nested dials as numbers and texts by dotted names, which every tracker takes."
+    found = {}
+    for name, value in dials.items():
+        found |= flat(value, f"{above}{name}.") if isinstance(value, dict) else {
+            above + name: value if isinstance(value, (int, float, str)) else str(value)}
+    return found
+
+# %% ../nbs/25b_pipeline.ipynb #9f2d54aa
+def circumstances(profile: Profile, stage: int) -> dict:
+    "Seed, device, how the batch is made up, and versions."
+    batch, processes, parts = getattr(profile.train, f"stage{stage}").batch_size, here().num_processes, profile.train.accumulate
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return dict(seed=profile.seed, device=device, threads=torch.get_num_threads(),
+                batch=dict(samples=batch, processes=processes, parts=parts),
+                versions=dict(python=platform.python_version(), torch=torch.__version__, transformers=transformers.__version__,
+                              accelerate=accelerate.__version__))
+
 # %% ../nbs/25b_pipeline.ipynb #3e0e4592
 def run_train(profile: Profile, scheme: str, stage: int) -> None:
     "Train one stage of one scheme: its tensors, its log (JSONL) and its summary (JSON)."
+    check_order(profile, scheme, stage)
     result = profile.results / "training" / f"{scheme}-stage{stage}.json"
     kept = find_root() / "checkpoints" / profile.name / f"{scheme}-stage{stage}"
     first = here().is_main_process
@@ -146,7 +200,7 @@ def run_train(profile: Profile, scheme: str, stage: int) -> None:
         notes.update(circumstances(profile, stage))
         if first:
             print("effective batch: {samples} samples (processes: {processes}, accumulated parts: {parts})".format(**notes["batch"]))
-        watch = Watch(live, trackers=tuple(profile.train.trackers), settings=dataclasses.asdict(profile.train))
+        watch = Watch(live, trackers=tuple(profile.train.trackers), settings=flat(dataclasses.asdict(profile.train)))
         start = weights_path(profile, scheme, 1) if stage == 2 else None
         model, log, summary = train_stage(profile, scheme, stage, profile.seed, start, checkpoint=kept, watch=watch)
         save_trained(model, weights_path(profile, scheme, stage), first)
@@ -157,16 +211,6 @@ def run_train(profile: Profile, scheme: str, stage: int) -> None:
             notes.update(watch.summary(), trainable=summary["trainable"])
             print(f"{scheme}, stage {stage}: validation loss {summary['validation_loss']:.3f}, "
                   f"with shuffled pictures {summary['validation_loss_shuffled']:.3f}")
-
-
-def circumstances(profile: Profile, stage: int) -> dict:
-    "Seed, device, how the batch is made up, and versions."
-    batch, processes, parts = getattr(profile.train, f"stage{stage}").batch_size, here().num_processes, profile.train.accumulate
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-    return dict(seed=profile.seed, device=device, threads=torch.get_num_threads(),
-                batch=dict(samples=batch, processes=processes, parts=parts),
-                versions=dict(python=platform.python_version(), torch=torch.__version__, transformers=transformers.__version__,
-                              accelerate=accelerate.__version__))
 
 # %% ../nbs/25b_pipeline.ipynb #0873f657
 def answer_rows(profile: Profile, scheme: str, seed: int, stage1: Path, stage2: Path) -> list[dict]:

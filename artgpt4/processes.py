@@ -32,7 +32,7 @@ def asked_for(way: str) -> bool:
 def here() -> PartialState:
     "This process's place among those that were started together; an `InputError` where they do not know of each other."
     if asked_for("DEEPSPEED") and not is_deepspeed_available():
-        raise InputError("DeepSpeed is not installed: `pip install deepspeed`, or use launch/fsdp2.yaml, which also shards")
+        raise InputError("DeepSpeed is not installed: `make deepspeed` builds an environment with it; or use launch/fsdp2.yaml, which also shards")
     started = int(os.environ.get("WORLD_SIZE", 1))
     state = PartialState(cpu=started > 1 and not torch.cuda.is_available())
     if state.num_processes != started:
@@ -49,8 +49,8 @@ def accelerator_of(mixed_precision: str, **options) -> Accelerator:
         PartialState._shared_state["distributed_type"] = DistributedType.MULTI_GPU
     accelerator = Accelerator(mixed_precision=mixed_precision, **options)
     if asked_for("FSDP") and not accelerator.is_fsdp2:
-        raise InputError("FSDP: needs GPUs, and its version 2, which can mix frozen and trained tensors; use launch/fsdp2.yaml, or "
-                         "launch/ddp.yaml on a CPU")
+        raise InputError("FSDP: needs GPUs, and its version 2, which can mix frozen and trained tensors; use launch/ddp.yaml on "
+                         "a CPU, launch/fsdp2.yaml on GPUs")
     if asked_for("DEEPSPEED") and (not accelerator.deepspeed_plugin or accelerator.deepspeed_plugin.zero_stage != 3):
         raise InputError("DeepSpeed: its stage 3 alone is known here, and Accelerate leaves it out where ACCELERATE_USE_CPU is "
                          "set; use launch/zero3.yaml, without that variable")

@@ -79,7 +79,7 @@ class ArtGPT4Processor(Encoder):
 
     @property
     def pad_id(self) -> int:
-        "What fills short rows, always masked: EOS (paper, section 3), or the tokenizer's own where it has none."
+        "What fills short rows, always masked: EOS (released code), or the tokenizer's own where it has none."
         eos, pad = self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
         return eos if eos is not None else pad if pad is not None else 0
 

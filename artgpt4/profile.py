@@ -95,7 +95,7 @@ class Encode:
 
 @dataclass(frozen=True)
 class Rate:
-    "The three rates of the released schedule (paper, section 4; see the chapter on the schedule)."
+    "The three rates of the released schedule (see the chapter on the schedule)."
 
     init: float  # where the warm-up ends and the cosine starts
     min: float  # where the cosine ends

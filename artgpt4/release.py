@@ -70,7 +70,7 @@ def our_name(name: str) -> str | None:
 
 # %% ../nbs/15_release.ipynb #f89c6185
 def _join_biases(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    "The ViT's `q_bias` and `v_bias` as one `qkv.bias`, zero for the keys (paper, section 2)."
+    "The ViT's `q_bias` and `v_bias` as one `qkv.bias`, zero for the keys (released code)."
     stems = {name[:-len("q_bias")] for name in state if name.endswith((".q_bias", ".v_bias"))}
     for stem in stems:
         if stem + "q_bias" not in state or stem + "v_bias" not in state:
@@ -230,7 +230,7 @@ def _fresh_verdict(state: dict[str, torch.Tensor], stems: list[str]) -> dict:
 
 
 def _recipe(attention: list[int], mlp: list[int], blocks: int, whole: bool) -> str:
-    "Which of the released programs a checkpoint's norms point to (paper, section 5, item 8)."
+    "Which of the released programs a checkpoint's norms point to."
     if whole:
         return "a whole model: its names do not say which norms were trained"
     if mlp != list(range(blocks)) or not mlp:

@@ -33,7 +33,7 @@ from .visual import load_part
 from .watching import Watch
 
 # %% auto #0
-__all__ = ['STAGE_SPLITS', 'CONTROLS', 'TRAINING_CODE', 'PRECISIONS', 'read_split', 'frozen_parts', 'features_path',
+__all__ = ['STAGE_SPLITS', 'CONTROLS', 'TRAINING_CODE', 'PRECISIONS', 'read_split', 'tell_lost', 'frozen_parts', 'features_path',
            'encoding_of', 'encode_split', 'split_features', 'split_pairs', 'held', 'build', 'training_code',
            'stage_loss', 'validation_loss', 'train_stage']
 
@@ -48,10 +48,17 @@ def read_split(profile: Profile, split: str) -> Records:
     return read_shards(folder / "*.tar") if split.startswith("shards/") else read_alignment(folder)
 
 # %% ../nbs/20b_stages.ipynb #57ab36ec
+def tell_lost(split: str, report: Report) -> None:
+    "A line if something of a split was left out."
+    if report.dropped:
+        print(f"{split}: {report}")
+
+
 def frozen_parts(profile: Profile) -> Path:
     "The folder of the frozen parts; an `InputError` where they are not made yet."
     if not profile.foundation_folder.is_dir():
-        raise InputError(f"{profile.foundation_folder}: no frozen parts; run `dvc repro foundation`")
+        raise InputError(f"{profile.foundation_folder}: no frozen parts; run `artgpt4 foundation "
+                         f"--profile {profile.name}`, or `dvc repro foundation` with `profile: {profile.name}` in params.yaml")
     return profile.foundation_folder
 
 
@@ -71,8 +78,10 @@ def encode_split(profile: Profile, split: str) -> Report:
     "Look at every picture of a split once, and keep what was seen; what was kept and dropped."
     eyes = VisualTokens.from_pretrained(frozen_parts(profile) / "vision").eval()
     eyes.to("cuda" if torch.cuda.is_available() else "cpu")
-    return encode(eyes, read_split(profile, split), features_path(profile, split), encoding_of(profile, split),
-                  profile.encode.shard_size, split)
+    records = read_split(profile, split)
+    report = encode(eyes, records, features_path(profile, split), encoding_of(profile, split), profile.encode.shard_size, split)
+    tell_lost(split, records.report)
+    return report
 
 
 def split_features(profile: Profile, split: str) -> Features:
@@ -82,7 +91,11 @@ def split_features(profile: Profile, split: str) -> Features:
 
 def split_pairs(profile: Profile, split: str, stage: int) -> Pairs:
     "A split's texts with the features of their pictures."
-    return make_pairs(read_split(profile, split), split_features(profile, split), stage)
+    records = read_split(profile, split)
+    pairs = make_pairs(records, split_features(profile, split), stage)
+    if here().is_main_process:
+        tell_lost(split, records.report)
+    return pairs
 
 # %% ../nbs/20b_stages.ipynb #e3fc8dfd
 def held(frozen: str) -> dict:

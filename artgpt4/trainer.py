@@ -34,7 +34,7 @@ __all__ = ['make_optimizer', 'Run', 'tracked', 'begin', 'backward', 'clip', 'ste
 
 # %% ../nbs/19_trainer.ipynb #b891d671
 def make_optimizer(model: nn.Module, lr: float, weight_decay: float, recipe: str = "repaired") -> torch.optim.AdamW:
-    "AdamW (0.9, 0.999), eps 1e-8, over what requires a gradient; decay on matrices (paper, section 4), or as released."
+    "AdamW (0.9, 0.999), eps 1e-8, over what requires a gradient; decay on matrices, or as released."
     trained = [(n, p) for n, p in model.named_parameters() if p.requires_grad]
     if not trained:
         raise InputError(f"{type(model).__name__}: nothing requires a gradient; call set_scheme first")
@@ -69,7 +69,7 @@ def tracked(watch: Watch) -> dict:
     known = ", ".join(sorted(tracker.value for tracker in LoggerType if tracker != LoggerType.ALL))
     for name in watch.trackers:
         if isinstance(name, str) and name not in installed:
-            raise InputError(f"train.trackers: {name}: no tracker of this name is installed; known: {known}")
+            raise InputError(f"train.trackers: {name}: no tracker of this name is installed; known: {known}; install it, or write []")
     return dict(log_with=watch.trackers, project_dir=str(find_root() / "checkpoints/trackers")) if watch.trackers else {}
 
 # %% ../nbs/19_trainer.ipynb #e42a7cd5

@@ -51,7 +51,7 @@ class VisualTokensConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
 # %% ../nbs/12b_visual.ipynb #54cd5c6c
-LN_VISION_EPS = 1e-5  # the LayerNorm after the ViT; the ViT's blocks have 1e-6 (paper, section 2)
+LN_VISION_EPS = 1e-5  # the LayerNorm after the ViT; the ViT's blocks have 1e-6 (released code)
 
 
 class ArtGPT4PreTrainedModel(PreTrainedModel):

@@ -83,6 +83,22 @@ def test_only_what_is_lost_is_looked_at_again(copy):
     assert "Data and pipelines are up to date" in copy("dvc repro")
 
 
+def test_by_hand_too_a_cut_shard_and_a_changed_feature_are_told(copy):
+    shard = copy.folder / "data/smoke/corpora/shards/train/00000.tar"
+    feature = next((copy.folder / "data/smoke/features/alignment/train").glob("*.safetensors"))
+    before = {path: path.read_bytes() for path in (shard, feature)}
+    try:
+        shard.write_bytes(before[shard][: len(before[shard]) // 2])
+        assert "shard without its end: download it again" in copy("artgpt4 encode shards/train")
+        feature.write_bytes(before[feature][:-1] + bytes([before[feature][-1] ^ 1]))
+        assert "damaged; run `artgpt4 encode alignment/train --profile smoke`" in copy("artgpt4 train artgpt4 2", code=2)
+    finally:
+        for path, data in before.items():
+            path.write_bytes(data)
+    copy("artgpt4 encode shards/train")
+    assert "Data and pipelines are up to date" in copy("dvc repro")
+
+
 def test_other_profiles_are_untouched(copy):
     changed = subprocess.run(["git", "status", "--porcelain"], cwd=copy.folder, capture_output=True, text=True).stdout
     assert {line[3:].strip('"') for line in changed.splitlines()} <= {"dvc.lock", "params.yaml"}

@@ -120,7 +120,7 @@ def test_a_folder_is_described_by_the_command(folder, pictures, tmp_path):
     words = ["describe", pictures, "--model", folder, "--out", out, "--max-new-tokens", "8"]
     done = run(*words, "--prompt", "What is this?")
     assert done.returncode == 0, done.stderr
-    assert "12 answered, 0 kept from before, 1 could not be read" in done.stdout
+    assert "12 answered, 0 kept from before, 1 could not be read\nThe first of these: " in done.stdout
     rows = read_jsonl(out)
     assert [Path(row["image"]).name for row in rows if "error" in row] == ["05b.jpg"]
     assert {row["prompt"] for row in rows} == {"What is this?"}

@@ -110,7 +110,7 @@ def drawn(keys: Iterable[str], seed: int) -> list[str]:
     return sorted(keys, key=lambda key: hashlib.sha256(f"{seed} {key}".encode()).digest())
 
 # %% ../../nbs/05c_public.ipynb #87631c58
-SHARDS = 302  # 00000 to 00301 (paper, section 4)
+SHARDS = 302  # 00000 to 00301, as in the released configuration
 
 
 def own_shards(profile: Profile) -> tuple[Path, dict | None]:
