@@ -30,8 +30,8 @@ from .release import load_release, read_released, release_report, report_lines
 from .visual import VisualTokens, VisualTokensConfig, load_part
 
 # %% auto #0
-__all__ = ['EYES', 'DTYPES', 'from_hub', 'get_folder', 'get_checkpoint', 'check_language_size', 'check_eyes_size', 'check_eyes',
-           'get_language', 'assemble', 'run_assemble', 'fetch_frozen']
+__all__ = ['EYES', 'DTYPES', 'from_hub', 'is_hub_name', 'get_folder', 'get_checkpoint', 'check_language_size', 'check_eyes_size',
+           'check_eyes', 'get_language', 'assemble', 'run_assemble', 'fetch_frozen']
 
 # %% ../nbs/15c_assemble.ipynb #f3ece12b
 EYES = ("vision_model.", "qformer.", "query_tokens")  # what is wanted of a BLIP-2 folder
@@ -76,13 +76,18 @@ def from_hub(source: str, cache: str | Path, prefixes: tuple[str, ...] = ("",), 
     return folder, info.sha
 
 # %% ../nbs/15c_assemble.ipynb #02e8de0f
+def is_hub_name(source: str) -> bool:
+    "Whether a source can be a name on the hub, owner/name or owner/name@revision, and not only a path."
+    return source.count("/") == 1 and not source.startswith((".", "/", "~"))
+
+
 def get_folder(source, cache: str | Path, look=None, prefixes: tuple[str, ...] = ("",)) -> tuple[Path, dict]:
     "The folder of a source, here or on the hub, and what to write down about it; `look(folder)` may refuse it."
     if Path(source).is_dir():
         if look:
             look(Path(source))
         return Path(source), {"folder": Path(source).name}
-    if str(source).count("/") != 1 or str(source).startswith((".", "/", "~")):
+    if not is_hub_name(str(source)):
         raise InputError(f"{source}: no such folder, and no hub name (owner/name or owner/name@revision); correct it")
     folder, commit = from_hub(str(source), cache, prefixes, look)
     return folder, {"hub": str(source).partition("@")[0], "commit": commit}
@@ -126,6 +131,7 @@ def check_eyes_size(report: dict, where: str, folder: Path) -> None:
     width = _config(folder, VisualTokensConfig).qformer_config.hidden_size
     if report["qformer_size"] not in (None, width):
         raise InputError(f"{where}: made for a Q-Former {report['qformer_size']} wide, {folder} has {width}; give BLIP-2's")
+
 
 def check_eyes(image_size: int, queries: int, where: str, folder: Path) -> None:
     "An `InputError` unless the eyes of a folder see pictures of so many pixels, and tell so many tokens, as `where` says."
@@ -187,11 +193,15 @@ def _save_whole(model, tokenizer, out: Path, facts: dict) -> None:
         write_json(part / "assembled.json", facts)
 
 
+def _speaking(folder: Path, known: dict, sentence: str, dtype) -> tuple:
+    "The language model of a folder, its tokenizer, and the loss of plain English, both checked."
+    tokenizer, model = load_tokenizer(folder), load_part(folder, AutoModelForCausalLM, dtype=dtype).eval()
+    return model, tokenizer, check_language(model, tokenizer, folder, known, sentence)
+
+
 def _join(eyes: Path, folder: Path, released: dict, known: dict, sentence: str, dtype: str) -> tuple:
     "The model of the parts with the released weights in it, its tokenizer, and the loss of plain English."
-    tokenizer = load_tokenizer(folder)
-    language_model = load_part(folder, AutoModelForCausalLM, dtype=getattr(torch, dtype)).eval()
-    loss = check_language(language_model, tokenizer, folder, known, sentence)
+    language_model, tokenizer, loss = _speaking(folder, known, sentence, getattr(torch, dtype))
     model = ArtGPT4ForConditionalGeneration.from_parts(eyes, language_model, dtype=getattr(torch, dtype))
     load_release(model, released)
     model.config.text_config._name_or_path = ""  # the path of a folder on this machine
@@ -238,8 +248,7 @@ def fetch_frozen(out, *, vision, language, delta=None, expected=None, sentence: 
     with _workplace(cache) as work:
         folder, source, known = get_language(*parts, expected, cache, work, look_at_language)
         eyes, eyes_source = get_folder(vision, cache, look_at_eyes, EYES)
-        tokenizer, model = load_tokenizer(folder), load_part(folder, AutoModelForCausalLM, dtype="auto").eval()
-        loss = check_language(model, tokenizer, folder, known, sentence)
+        model, tokenizer, loss = _speaking(folder, known, sentence, "auto")
         model.generation_config = GenerationConfig.from_model_config(model.config)  # its own may be one that cannot be saved
         with building(out) as part:
             for name, kept in (("language", model), ("language", tokenizer), ("vision", load_part(eyes, VisualTokens, dtype="auto"))):

@@ -17,7 +17,7 @@ from .profile import InputError, find_root, load_profile
 from .prompts import DESCRIBE
 
 # %% auto #0
-__all__ = ['SCHEME', 'STAGE', 'MODEL', 'DESCRIBE_ARGUMENTS', 'CHAT_ARGUMENTS', 'ASSEMBLE_ARGUMENTS', 'BENCH_ARGUMENTS',
+__all__ = ['SCHEME', 'SPLIT', 'STAGE', 'MODEL', 'DESCRIBE_ARGUMENTS', 'CHAT_ARGUMENTS', 'ASSEMBLE_ARGUMENTS', 'BENCH_ARGUMENTS',
            'DEMO_ARGUMENTS', 'COMMANDS', 'parser', 'main']
 
 # %% ../nbs/29_cli.ipynb #2bcec2a1
@@ -161,6 +161,7 @@ def _throughput(profile, args) -> None:
 
 # %% ../nbs/29_cli.ipynb #ceed73a0
 SCHEME = ("scheme", dict(help="what learns: artgpt4, projection, blind, lora, ... (see the chapter on stages)"))
+SPLIT = ("split", dict(help="shards/train, alignment/test, ...: a folder of the corpora"))
 STAGE = ("stage", dict(type=int, choices=(1, 2), help="1: captions; 2: descriptions"))
 MODEL = [  # which model answers, and how
     ("--model", dict(type=Path, metavar="FOLDER", help="a model's save_pretrained folder (default: the studio's)")),
@@ -213,7 +214,7 @@ DEMO_ARGUMENTS = [
 COMMANDS = {  # name: (help, call, arguments)
     "corpora": ("paint the four corpora, or fetch public ones", _pipeline("corpora"), []),
     "foundation": ("train the frozen parts, or fetch public ones", _pipeline("foundation"), []),
-    "encode": ("look once at every picture of a split", _pipeline("encode", "split"), [("split", dict(help="shards/train, alignment/test, ...: a folder of the corpora"))]),
+    "encode": ("look once at every picture of a split", _pipeline("encode", "split"), [SPLIT]),
     "train": ("train a stage of a scheme", _pipeline("train", "scheme", "stage"), [SCHEME, STAGE]),
     "answers": ("let a trained scheme describe the test paintings", _pipeline("answers", "scheme"), [SCHEME]),
     "scores": ("score every scheme's answers", _scores, []),
@@ -262,6 +263,7 @@ def main(argv: list[str] | None = None) -> int:
               file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"artgpt4: {args.command}: stopped; what was written stands, and training goes on from its last checkpoint", file=sys.stderr)
+        print(f"artgpt4: {args.command}: stopped; what was written stands, and training goes on from its last checkpoint",
+              file=sys.stderr)
         return 130  # as a shell counts it
     return 0

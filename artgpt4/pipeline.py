@@ -23,7 +23,7 @@ import transformers
 
 from .adapter import SCHEMES
 from .answers import caption, describe, shuffled
-from .assemble import check_eyes, check_language_size, fetch_frozen
+from .assemble import check_eyes, check_language_size, fetch_frozen, is_hub_name
 from .checkpoints import Checkpoint
 from .data.corpora import read_alignment, read_artemis
 from .data.public import check_sources, lay_out_public
@@ -104,7 +104,7 @@ def _own(where: str, source: str, hint: str) -> Path | str:
     folder = find_root() / Path(source).expanduser()
     if folder.is_dir() and not (folder / "config.json").is_file():
         raise InputError(f"{source}: no model in it, its config.json is missing ({where}); {hint}")
-    if not folder.is_dir() and (source.count("/") != 1 or source.startswith((".", "/", "~"))):
+    if not folder.is_dir() and not is_hub_name(source):
         raise InputError(f"{source}: no such folder ({where}); {hint}")
     return folder if folder.is_dir() else source
 
@@ -160,7 +160,7 @@ def check_order(profile: Profile, scheme: str, stage: int) -> None:
         raise InputError(f"scheme {scheme!r}: unknown{near or '; they are ' + ', '.join(known)}")
     if stage not in STAGE_SPLITS:
         raise InputError(f"stage {stage}: there are stages 1 and 2")
-    if "DVC_STAGE" in os.environ:  # DVC has just compared all files with what it wrote down
+    if "DVC_STAGE" in os.environ or not here().is_main_process:  # DVC, or the first process, compares all files
         return
     for split in STAGE_SPLITS[stage]:
         for shard in features_path(profile, split).glob("*.safetensors"):
